@@ -1,0 +1,173 @@
+"""What is on offer for one group of channels and for one layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..hw_profiles.profile import HardwareProfile
+from .candidate import FLOAT_BITS
+from .compression.channels import ChannelGroup
+from .errors import SpaceError
+from .layers import LayerTrace
+
+
+@dataclass(frozen=True, slots=True)
+class PruningGroup:
+    """Channels that can only be removed together.
+
+    Attributes:
+        name: Name of the first layer that produces the channels.
+        channels: How many channels that layer has in this group.
+        kept_options: How many of them may be kept, ascending; the last one is `channels`.
+        layers: Every layer that produces these channels, in the order of execution.
+    """
+
+    name: str
+    channels: int
+    kept_options: tuple[int, ...]
+    layers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.kept_options) < 2 or self.kept_options[-1] != self.channels:
+            raise ValueError(
+                f"`kept_options` must hold two values or more and end with {self.channels} in "
+                f"group '{self.name}', but got {self.kept_options}."
+            )
+
+    @property
+    def step(self) -> int:
+        """Distance of the kept counts; only the last option may be off the grid."""
+        return self.kept_options[1] - self.kept_options[0]
+
+    def ratio(self, kept: int) -> float:
+        """Return the pruning ratio that keeps `kept` channels."""
+        return 1.0 - kept / self.channels
+
+    def kept(self, ratio: float) -> int:
+        """Return how many channels stay at a pruning ratio."""
+        return round(self.channels * (1.0 - ratio))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """One quantizable layer and the widths it may take.
+
+    Attributes:
+        name: Module name, as in `named_modules`.
+        kind: "conv", "depthwise", "conv_transpose" or "linear".
+        weight_shape: Shape of the weight before pruning.
+        macs: Multiply-accumulate operations for one input, before pruning.
+        output_shape: Shape of the output for the example input, batch included.
+        weight_bits: Widths on offer, ascending, with 32 (float) last.
+        activation_bits: Widths of the layer's input on offer, ascending.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    macs: int
+    output_shape: tuple[int, ...]
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceSettings:
+    """What a study may change.
+
+    Attributes:
+        max_pruning_ratio: Largest share of channels removed from a group; 0 turns pruning off.
+        weight_bits: Widths on offer; None stands for all that the profile has kernels for.
+        activation_bits: Widths of activations on offer.
+        include_float: Whether a layer may stay in floating point.
+    """
+
+    max_pruning_ratio: float = 0.75
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] = (8,)
+    include_float: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.max_pruning_ratio < 1.0:
+            raise ValueError(
+                f"`max_pruning_ratio` must lie in [0, 1), but got {self.max_pruning_ratio}."
+            )
+        if not self.activation_bits:
+            raise ValueError("`activation_bits` must hold at least one width, but is empty.")
+        if self.weight_bits == () and not self.include_float:
+            raise ValueError(
+                "`weight_bits` must hold at least one width where `include_float` is false, "
+                "but is empty."
+            )
+
+
+def layer_options(
+    trace: LayerTrace, profile: HardwareProfile, settings: SpaceSettings
+) -> LayerInfo:
+    """Return a layer with the widths it may take.
+
+    Args:
+        trace: The layer as it ran.
+        profile: The device: it says which widths have kernels.
+        settings: Limits of the search.
+
+    Returns:
+        The layer.
+
+    Raises:
+        SpaceError: If the settings ask for a width that has no kernel.
+    """
+    asked = profile.weight_bits if settings.weight_bits is None else settings.weight_bits
+    widths = _checked(trace.name, "weight_bits", asked, profile.weight_bits, profile.name)
+    activations = _checked(
+        trace.name,
+        "activation_bits",
+        settings.activation_bits,
+        profile.activation_bits,
+        profile.name,
+    )
+    if settings.include_float or not widths:
+        widths = (*widths, FLOAT_BITS)
+    return LayerInfo(
+        trace.name,
+        trace.kind,
+        trace.weight_shape,
+        trace.macs,
+        trace.output_shape,
+        widths,
+        activations,
+    )
+
+
+def _checked(
+    layer: str, field: str, asked: Sequence[int], offered: Sequence[int], profile: str
+) -> tuple[int, ...]:
+    """Return the widths in ascending order, or raise if the device lacks one."""
+    widths = sorted({bits for bits in asked if bits != FLOAT_BITS})
+    for bits in widths:
+        if bits not in offered:
+            raise SpaceError(
+                f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "
+                f"asks for {bits}. Pick another width, or extend `{field}` in the profile."
+            )
+    return tuple(widths)
+
+
+def group_options(plan: ChannelGroup, multiple: int, max_ratio: float) -> PruningGroup | None:
+    """Return a group with the counts that may be kept: multiples, of whole units, and all.
+
+    Args:
+        plan: The channels.
+        multiple: The counts are multiples of it.
+        max_ratio: Largest share that may be removed.
+
+    Returns:
+        The group, or None where nothing but all channels may be kept.
+    """
+    step = math.lcm(multiple, plan.unit_size)
+    # The tolerance keeps 80 * (1 - 0.7) = 24.000000000000004 at 24.
+    low = step * max(1, math.ceil(plan.channels * (1.0 - max_ratio) / step - 1e-9))
+    kept = (*range(low, plan.channels, step), plan.channels)
+    return PruningGroup(plan.name, plan.channels, kept, plan.layers) if len(kept) > 1 else None

@@ -1,0 +1,295 @@
+"""The search space: which channels may go, and which bit widths each layer may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import optuna
+from torch import Tensor, nn
+
+from ..hw_profiles.profile import HardwareProfile
+from .candidate import FLOAT_BITS, FLOAT_LAYER, Candidate, LayerChoice, digest_of
+from .compression.channels import ChannelGroup, find_channel_groups
+from .errors import SpaceError
+from .layers import trace_layers
+from .options import LayerInfo, PruningGroup, SpaceSettings, group_options, layer_options
+
+__all__ = ["LayerInfo", "PruningGroup", "SearchSpace", "SpaceError", "SpaceSettings"]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Everything a study may choose from, for one model on one device.
+
+    Make one with `SearchSpace.from_model`.
+
+    Attributes:
+        groups: Prunable groups of channels, in the order of execution.
+        layers: Quantizable layers, in the order of execution.
+        channel_groups: For each group, where its channels lie and which are worth most.
+        unprunable: Layer name and why its outputs are left alone.
+    """
+
+    groups: tuple[PruningGroup, ...]
+    layers: tuple[LayerInfo, ...]
+    channel_groups: tuple[ChannelGroup, ...] = field(default=(), repr=False)
+    unprunable: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        example_input: Tensor,
+        profile: HardwareProfile,
+        settings: SpaceSettings | None = None,
+    ) -> SearchSpace:
+        """Find what can be pruned and quantized in a model.
+
+        Args:
+            model: The trained model; it is left as it is.
+            example_input: One input, batch dimension first.
+            profile: The device: it sets the channel multiple and the widths with kernels.
+            settings: Limits of the search.
+
+        Returns:
+            The space. It holds names and indices, not the model.
+
+        Raises:
+            SpaceError: If the model does not run, or a width has no kernel on the device.
+            PruningError: If the channels of the model cannot be followed.
+        """
+        settings = settings or SpaceSettings()
+        traces = trace_layers(model, example_input)
+        if not traces:
+            raise SpaceError(
+                "A model must have at least one convolution or linear layer, but "
+                f"'{type(model).__name__}' runs none on the example input."
+            )
+        layers = tuple(layer_options(trace, profile, settings) for trace in traces)
+        if settings.max_pruning_ratio == 0.0:
+            return cls((), layers)
+        found, unprunable = find_channel_groups(model, example_input, [t.name for t in traces])
+        groups: list[PruningGroup] = []
+        plans: list[ChannelGroup] = []
+        for plan in found:
+            group = group_options(plan, profile.channel_multiple, settings.max_pruning_ratio)
+            if group is None:
+                unprunable[plan.name] = (
+                    f"its {plan.channels} channels cannot shrink in steps of "
+                    f"{profile.channel_multiple} (blocks of {plan.unit_size}) within the limit"
+                )
+                continue
+            groups.append(group)
+            plans.append(plan)
+        return cls(tuple(groups), layers, tuple(plans), tuple(unprunable.items()))
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that identify the space: what may be chosen, under which names."""
+        return digest_of(
+            {
+                "groups": [[g.name, g.channels, g.kept_options, g.layers] for g in self.groups],
+                "layers": [
+                    [x.name, x.kind, x.weight_shape, x.weight_bits, x.activation_bits]
+                    for x in self.layers
+                ],
+            }
+        )
+
+    def baseline(self) -> Candidate:
+        """Return the model as it came: nothing pruned, all in float.
+
+        It is a candidate of every space, also of one that does not offer float.
+        """
+        return Candidate(
+            tuple((group.name, 0.0) for group in self.groups),
+            tuple((layer.name, FLOAT_LAYER) for layer in self.layers),
+        )
+
+    def uniform(
+        self, weight_bits: int, activation_bits: int = 8, pruning_ratio: float = 0.0
+    ) -> Candidate:
+        """Return the candidate that treats all alike, each at its nearest option.
+
+        Args:
+            weight_bits: Width of all weights, 32 for float.
+            activation_bits: Width of all activations.
+            pruning_ratio: Share of channels removed from every group.
+
+        Returns:
+            A candidate of the space. Between two equally near options the larger one is taken.
+        """
+        return self._candidate(
+            [_nearest(g.kept_options, g.channels * (1.0 - pruning_ratio)) for g in self.groups],
+            [
+                (
+                    _nearest(layer.weight_bits, weight_bits),
+                    _nearest(layer.activation_bits, activation_bits),
+                )
+                for layer in self.layers
+            ],
+        )
+
+    def random(self, rng: np.random.Generator) -> Candidate:
+        """Return a candidate drawn uniformly over the options."""
+        return self._candidate(
+            [_draw(rng, group.kept_options) for group in self.groups],
+            [
+                (_draw(rng, layer.weight_bits), _draw(rng, layer.activation_bits))
+                for layer in self.layers
+            ],
+        )
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Candidate:
+        """Let a sampler choose.
+
+        All parameters are integers in steps, since categories would lose their order: kept
+        channels as such, widths as the position in the layer's list. What has one option is no
+        parameter. The parameters are the same in every trial, which all samplers can use; the
+        activation width of a float layer is asked for and then has no effect.
+
+        Args:
+            trial: The trial that asks.
+
+        Returns:
+            The candidate.
+        """
+        names = self._parameters()
+        values = {
+            name: trial.suggest_int(name, low, high, step=step)
+            for name, (low, high, step) in names.items()
+        }
+
+        def bits(prefix: str, name: str, options: tuple[int, ...]) -> int:
+            return options[values.get(f"{prefix}/{name}", 0)]
+
+        return self._candidate(
+            [min(values[f"keep/{group.name}"], group.channels) for group in self.groups],
+            [
+                (
+                    bits("weight_bits", layer.name, layer.weight_bits),
+                    bits("activation_bits", layer.name, layer.activation_bits),
+                )
+                for layer in self.layers
+            ],
+        )
+
+    def params(self, candidate: Candidate) -> dict[str, int]:
+        """Return the parameters that make `suggest` give this candidate, to enqueue a trial.
+
+        Args:
+            candidate: A candidate of the space.
+
+        Returns:
+            Value by parameter name.
+
+        Raises:
+            SpaceError: If the candidate does not belong to the space.
+        """
+        self.check(candidate)
+        values: dict[str, int] = {}
+        for group, (_, ratio) in zip(self.groups, candidate.pruning, strict=True):
+            place = group.kept_options.index(group.kept(ratio))
+            values[f"keep/{group.name}"] = group.kept_options[0] + place * group.step
+        for layer, (_, choice) in zip(self.layers, candidate.layers, strict=True):
+            _check_choice(layer, choice)
+            values[f"weight_bits/{layer.name}"] = layer.weight_bits.index(choice.weight_bits)
+            values[f"activation_bits/{layer.name}"] = (
+                len(layer.activation_bits) - 1
+                if choice.is_float
+                else layer.activation_bits.index(choice.activation_bits)
+            )
+        return {name: values[name] for name in self._parameters()}
+
+    def check(self, candidate: Candidate) -> None:
+        """Raise unless the candidate belongs to the space.
+
+        Args:
+            candidate: Any candidate.
+
+        Raises:
+            SpaceError: Names the first group or layer that does not fit.
+        """
+        if candidate == self.baseline():
+            return
+        _check_names("group", [g.name for g in self.groups], [n for n, _ in candidate.pruning])
+        _check_names("layer", [x.name for x in self.layers], [n for n, _ in candidate.layers])
+        for group, (_, ratio) in zip(self.groups, candidate.pruning, strict=True):
+            kept = group.kept(ratio)
+            if kept not in group.kept_options or group.ratio(kept) != ratio:
+                raise SpaceError(
+                    f"The kept channels must be one of {group.kept_options} in group "
+                    f"'{group.name}', but the pruning ratio {ratio} keeps "
+                    f"{group.channels * (1.0 - ratio):g} of {group.channels}."
+                )
+        for layer, (_, choice) in zip(self.layers, candidate.layers, strict=True):
+            _check_choice(layer, choice)
+
+    def _parameters(self) -> dict[str, tuple[int, int, int]]:
+        """Return (low, high, step) by parameter name, in a fixed order."""
+        limits: dict[str, tuple[int, int, int]] = {}
+        for group in self.groups:
+            low, step = group.kept_options[0], group.step
+            high = low + step * (len(group.kept_options) - 1)
+            limits[f"keep/{group.name}"] = (low, high, step)
+        for layer in self.layers:
+            for prefix, options in (
+                ("weight_bits", layer.weight_bits),
+                ("activation_bits", layer.activation_bits),
+            ):
+                if len(options) > 1:
+                    limits[f"{prefix}/{layer.name}"] = (0, len(options) - 1, 1)
+        return limits
+
+    def _candidate(self, kept: Sequence[int], bits: Sequence[tuple[int, int]]) -> Candidate:
+        return Candidate(
+            tuple(
+                (group.name, group.ratio(k)) for group, k in zip(self.groups, kept, strict=True)
+            ),
+            tuple(
+                (layer.name, FLOAT_LAYER if w == FLOAT_BITS else LayerChoice(w, a))
+                for layer, (w, a) in zip(self.layers, bits, strict=True)
+            ),
+        )
+
+
+def _nearest(options: Sequence[int], value: float) -> int:
+    return min(options, key=lambda option: (abs(option - value), -option))
+
+
+def _draw(rng: np.random.Generator, options: Sequence[int]) -> int:
+    return options[int(rng.integers(len(options)))]
+
+
+def _check_names(kind: str, expected: list[str], found: list[str]) -> None:
+    if expected == found:
+        return
+    for name in found:
+        if name not in expected:
+            raise SpaceError(
+                f"A candidate must name the {kind}s of its space, but '{name}' is none of them. "
+                "It belongs to another model or other settings."
+            )
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise SpaceError(
+            f"A candidate must name every {kind} of its space, but '{missing[0]}' is missing. "
+            "It belongs to another model or other settings."
+        )
+    raise SpaceError(f"A candidate must name the {kind}s in the order of its space: {expected}.")
+
+
+def _check_choice(layer: LayerInfo, choice: LayerChoice) -> None:
+    if choice.weight_bits not in layer.weight_bits:
+        raise SpaceError(
+            f"`weight_bits` must be one of {layer.weight_bits} in layer '{layer.name}', but the "
+            f"candidate asks for {choice.weight_bits}."
+        )
+    if not choice.is_float and choice.activation_bits not in layer.activation_bits:
+        raise SpaceError(
+            f"`activation_bits` must be one of {layer.activation_bits} in layer '{layer.name}', "
+            f"but the candidate asks for {choice.activation_bits}."
+        )
