@@ -1,0 +1,307 @@
+"""What a worker can be asked: requests and replies, and how the child carries them out."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from .measurement import EvaluationError, Reason
+from .runtimes import Runtime, Session, TensorSpec, get_runtime
+from .runtimes.base import Array
+from .timing import (
+    Block,
+    Call,
+    ContentionMeter,
+    LatencyProtocol,
+    Rounds,
+    time_rounds,
+    without_garbage_collection,
+)
+
+if TYPE_CHECKING:
+    from ..hw_profiles.profile import HardwareProfile
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_MAX_DETAIL = 800
+_MEMORY_WORDS = (
+    "bad_alloc",
+    "bad allocation",
+    "memoryerror",
+    "out of memory",
+    "allocate memory",
+    "failed to allocate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSettings:
+    """What the child must know before its first job."""
+
+    cpus: tuple[int, ...]
+    memory_limit_bytes: int
+    preload: tuple[str, ...]
+
+    def to_text(self) -> str:
+        """Return the settings as one command-line argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> ChildSettings:
+        """Read what `to_text` wrote."""
+        data = json.loads(text)
+        return cls(tuple(data["cpus"]), data["memory_limit_bytes"], tuple(data["preload"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T]):
+    """The outcome of a job: its value, or the error."""
+
+    value: T
+    error: EvaluationError | None
+    resident_bytes: int  # the child's memory after the job
+
+
+class Job(Protocol[T_co]):
+    """A request that the child can carry out."""
+
+    @property
+    def runtime(self) -> str:
+        """The runtime it needs."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """What the job is, as the beginning of an error message."""
+        ...
+
+    def run(self, sessions: Sessions) -> T_co:
+        """Do it, in the child."""
+        ...
+
+
+@dataclass(slots=True)
+class _Loaded:
+    key: tuple[object, ...]
+    session: Session
+    block: Block | None = None  # calibrated for `TimeBlock`
+
+
+class Sessions:
+    """The artifacts that the child holds: the newest candidate and the newest baseline.
+
+    A study times hundreds of candidates against one baseline, so the baseline stays loaded and
+    a candidate is dropped as soon as the next one comes.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, _Loaded] = {}
+        self._prepared: dict[str, Runtime] = {}
+
+    def prepare(self, runtime: str) -> Runtime:
+        """Import what the runtime needs, once."""
+        if runtime not in self._prepared:
+            with step(f"Preparing {runtime}", "unavailable"):
+                prepared = get_runtime(runtime)
+                prepared.prepare()
+            self._prepared[runtime] = prepared
+            # A compiler brings millions of objects that stay: without this, each collection
+            # before a measurement would look at all of them, for a good part of a second.
+            gc.collect()
+            gc.freeze()
+        return self._prepared[runtime]
+
+    def get(self, role: str, runtime: str, artifact: Path, threads: int) -> _Loaded:
+        """Return the artifact, loaded now or before; it is loaded again if the file changed."""
+        with step(f"Loading '{artifact.name}' in {runtime}", "load"):
+            builder = self.prepare(runtime)
+            status = artifact.stat()
+            key = (runtime, artifact, threads, status.st_mtime_ns, status.st_size, status.st_ino)
+            for loaded in self._loaded.values():
+                if loaded.key == key:
+                    return loaded
+            if self._loaded.pop(role, None) is not None:
+                gc.collect()
+            loaded = _Loaded(key, builder.load(artifact, threads))
+            self._loaded[role] = loaded
+            return loaded
+
+
+@dataclass(frozen=True)
+class Build:
+    """Build a model into an artifact; yields the seconds it took."""
+
+    runtime: str
+    model: Path
+    artifact: Path
+    profile: HardwareProfile
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Building '{self.model.name}' with {self.runtime}"
+
+    @property
+    def partial(self) -> Path:
+        """Where the artifact grows: it gets its name only when it is whole."""
+        return self.artifact.with_name(f"partial-{self.artifact.name}")
+
+    def run(self, sessions: Sessions) -> float:
+        """Build."""
+        start = perf_counter()
+        with step(self.title, "build"):
+            sessions.prepare(self.runtime).build(self.model, self.partial, self.profile)
+            os.replace(self.partial, self.artifact)
+        return perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Run an artifact on many samples; yields the stacked outputs."""
+
+    runtime: str
+    artifact: Path
+    threads: int
+    inputs: Array
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Running '{self.artifact.name}' in {self.runtime}"
+
+    def run(self, sessions: Sessions) -> Array:
+        """Run the samples one by one."""
+        loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
+        with step(self.title, "run"):
+            return _run_samples(loaded.session, self.inputs)
+
+
+@dataclass(frozen=True)
+class Time:
+    """Time an artifact, in turns with a baseline; yields the rounds."""
+
+    runtime: str
+    artifact: Path
+    threads: int
+    baseline: Path | None
+    protocol: LatencyProtocol
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Timing '{self.artifact.name}' in {self.runtime}"
+
+    def run(self, sessions: Sessions) -> Rounds:
+        """Load both sides, then time them."""
+        baseline: Call | None = None
+        if self.baseline is not None:
+            loaded = sessions.get("baseline", self.runtime, self.baseline, self.threads)
+            with step(f"Timing '{self.baseline.name}' in {self.runtime}", "run"):
+                baseline = _bind(loaded.session)
+        loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
+        with step(self.title, "run"):
+            return time_rounds(_bind(loaded.session), baseline, self.protocol)
+
+
+@dataclass(frozen=True)
+class TimeBlock:
+    """Time one block of calls; yields it as one round without a baseline."""
+
+    runtime: str
+    artifact: Path
+    threads: int
+    protocol: LatencyProtocol
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Timing '{self.artifact.name}' in {self.runtime}"
+
+    def run(self, sessions: Sessions) -> Rounds:
+        """Load and warm up at the first time, then time one block."""
+        loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
+        with step(self.title, "run"), without_garbage_collection():
+            if loaded.block is None:
+                loaded.block = Block(_bind(loaded.session), self.protocol)
+            contention = ContentionMeter()
+            time_us = loaded.block.time_us()
+            return Rounds((time_us,), None, loaded.block.n_runs, contention.share())
+
+
+@contextlib.contextmanager
+def step(title: str, reason: Reason) -> Iterator[None]:
+    """Turn any error of a library into an `EvaluationError` with a title and a reason."""
+    try:
+        yield
+    except EvaluationError:
+        raise
+    except (Exception, SystemExit) as error:
+        detail = shorten(f"{type(error).__name__}: {error}")
+        is_memory = speaks_of_memory(detail)
+        failure = EvaluationError(f"{title} failed: {detail}", "memory" if is_memory else reason)
+        failure.add_note("In the worker:\n" + traceback.format_exc())
+        raise failure from None
+
+
+def speaks_of_memory(text: str) -> bool:
+    """Say whether an error message is about memory that could not be had."""
+    return any(word in text.lower() for word in _MEMORY_WORDS)
+
+
+def shorten(text: str) -> str:
+    """Cut the middle out of a long message: its beginning and its end say the most."""
+    text = text.strip()
+    if len(text) <= _MAX_DETAIL:
+        return text
+    return f"{text[: _MAX_DETAIL // 2]} [...] {text[-_MAX_DETAIL // 2 :]}"
+
+
+def _bind(session: Session) -> Call:
+    rng = np.random.default_rng(0)
+    return session.bind(*(spec.random(rng) for spec in session.inputs))
+
+
+def _run_samples(session: Session, inputs: Array) -> Array:
+    batch = _as_input(session.inputs, inputs)
+    stacked: Array | None = None
+    for index in range(len(batch)):
+        output = session.run(batch[index : index + 1])[0]
+        if output.shape[:1] != (1,):
+            raise EvaluationError(
+                "An artifact must return one sample for one sample, but its first output has "
+                f"the shape {output.shape}."
+            )
+        if stacked is None:
+            stacked = np.empty((len(batch), *output.shape[1:]), output.dtype)
+        stacked[index] = output[0]
+    assert stacked is not None  # `Worker.predict` refuses empty inputs
+    return stacked
+
+
+def _as_input(specs: tuple[TensorSpec, ...], inputs: Array) -> Array:
+    """Return the samples in the type that the model takes, after a check of their shape."""
+    if len(specs) != 1:
+        raise EvaluationError(f"A model must have one input to predict, but has {len(specs)}.")
+    spec = specs[0]
+    sample = inputs.shape[1:]
+    wanted = spec.shape[1:]
+    fits = len(sample) == len(wanted) and all(
+        size in (None, given) for size, given in zip(wanted, sample, strict=True)
+    )
+    if not fits or spec.shape[0] not in (None, 1):
+        raise EvaluationError(
+            f"Input '{spec.name}' takes the shape {spec.shape}, one sample at a time, "
+            f"but got {inputs.shape}."
+        )
+    return np.ascontiguousarray(inputs, dtype=spec.dtype)

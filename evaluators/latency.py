@@ -1,0 +1,212 @@
+"""Latency of a candidate against a baseline, and of one model in several runtimes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .estimates import half_iqr, is_settled, relative_half_width, round_ratios
+from .measurement import EvaluationError, Latency
+from .onnx_file import fix_batch, read_inputs
+from .runtimes import get_runtime
+from .timing import LatencyProtocol, Rounds
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from ..hw_profiles.profile import HardwareProfile
+
+__all__ = [
+    "COMPARISON_PROTOCOL",
+    "LatencyProtocol",
+    "RuntimeComparison",
+    "compare_runtimes",
+    "measure_latency",
+    "summarize",
+]
+
+COMPARISON_PROTOCOL = LatencyProtocol(block_s=0.02, warm_up_s=0.2, budget_s=5.0, limit_s=60.0)
+"""Longer blocks and budget than for a trial: each block wakes up another process."""
+
+
+_MAX_CONTENTION = 0.05
+
+
+def measure_latency(
+    worker: Worker,
+    runtime: str,
+    artifact: Path,
+    *,
+    baseline: Path | None = None,
+    threads: int | None = None,
+    protocol: LatencyProtocol | None = None,
+) -> Latency:
+    """Time a built artifact in `worker`, in turns with the artifact `baseline` if given.
+
+    Raises:
+        EvaluationError: If the artifact cannot be loaded or run, or a limit was hit.
+    """
+    protocol = protocol or LatencyProtocol()
+    rounds = worker.time(runtime, artifact, baseline=baseline, protocol=protocol, threads=threads)
+    return summarize(rounds, protocol.tolerance, threads or worker.threads)
+
+
+def summarize(rounds: Rounds, tolerance: float, threads: int) -> Latency:
+    """Turn timed rounds into medians, spread, ratio, and a verdict on the noise.
+
+    Several threads on a busy machine wait for each other in every round, which narrows no
+    interval and shifts the median: such a result is noisy too.
+    """
+    baseline_us, ratio = None, None
+    if rounds.baseline_us is not None:
+        baseline_us = float(np.median(rounds.baseline_us))
+        ratio = float(np.median(round_ratios(rounds.candidate_us, rounds.baseline_us)))
+    half_width = relative_half_width(rounds.candidate_us, rounds.baseline_us)
+    return Latency(
+        latency_us=float(np.median(rounds.candidate_us)),
+        spread_us=half_iqr(rounds.candidate_us),
+        n_runs=rounds.n_runs,
+        is_noisy=half_width > tolerance or rounds.contention > _MAX_CONTENTION,
+        threads=threads,
+        baseline_us=baseline_us,
+        ratio=ratio,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeComparison:
+    """How fast one runtime runs a model, or why it does not."""
+
+    runtime: str
+    version: str | None
+    latency: Latency | None  # the baseline is the first runtime: 1.0 is its own ratio
+    error: str | None
+
+    def __post_init__(self) -> None:
+        if (self.latency is None) == (self.error is None):
+            raise ValueError("A comparison must have either a `latency` or an `error`.")
+
+
+def compare_runtimes(
+    model: Path,
+    runtimes: Sequence[str],
+    profile: HardwareProfile,
+    threads: int | None = None,
+    protocol: LatencyProtocol = COMPARISON_PROTOCOL,
+) -> dict[str, RuntimeComparison]:
+    """Time an ONNX file in several runtimes, block by block in turns.
+
+    Each runtime gets a process of its own, as two pools of spinning threads in one process
+    take the cores from each other. A runtime that fails is reported with its error, and the
+    others go on. Ratios are to the first runtime; without it there are none.
+
+    Args:
+        model: ONNX file; an open batch size is set to 1.
+        runtimes: Names of registered runtimes, each once.
+        profile: The device, for the runtimes that compile.
+        threads: Threads of an inference; default those of the profile.
+        protocol: How long and how often to time.
+
+    Raises:
+        EvaluationError: If the file is no valid model, or a runtime is unknown.
+        ValueError: If `runtimes` is empty or names one twice.
+    """
+    if not runtimes or len(set(runtimes)) != len(runtimes):
+        raise ValueError(f"`runtimes` must name each runtime once, but got {list(runtimes)}.")
+    for name in runtimes:
+        get_runtime(name)
+    for spec in read_inputs(model):
+        spec.random(np.random.default_rng(0))
+    threads = threads or profile.threads
+    with tempfile.TemporaryDirectory(prefix="paredown-") as folder, ExitStack() as stack:
+        fixed = fix_batch(model, Path(folder))
+        racers = []
+        for name in runtimes:
+            worker = stack.enter_context(Worker(threads, preload=(name,)))
+            worker.start()
+            racers.append(_Racer(name, worker))
+        for racer in racers:
+            racer.build(fixed, Path(folder), profile)
+        _race(racers, protocol)
+    return {racer.runtime: racer.result(racers[0], protocol, threads) for racer in racers}
+
+
+@dataclass
+class _Racer:
+    """One runtime on its way through a comparison."""
+
+    runtime: str
+    worker: Worker
+    artifact: Path | None = None
+    error: str | None = None
+    blocks: list[Rounds] = field(default_factory=list)
+
+    def build(self, model: Path, folder: Path, profile: HardwareProfile) -> None:
+        artifact = folder / f"{self.runtime}{get_runtime(self.runtime).suffix}"
+        try:
+            self.worker.build(self.runtime, model, artifact, profile)
+        except EvaluationError as error:
+            self.error = str(error)
+        else:
+            self.artifact = artifact
+
+    def time(self, protocol: LatencyProtocol) -> None:
+        assert self.artifact is not None  # only a racer that was built is timed
+        try:
+            block = self.worker.time_block(self.runtime, self.artifact, protocol=protocol)
+        except EvaluationError as error:
+            self.error = str(error)
+        else:
+            self.blocks.append(block)
+
+    def result(self, first: _Racer, protocol: LatencyProtocol, threads: int) -> RuntimeComparison:
+        version = get_runtime(self.runtime).version()
+        if self.error is not None:
+            return RuntimeComparison(self.runtime, version, None, self.error)
+        baseline_us = first.times_us if first.error is None else None
+        n_runs = sum(block.n_runs for block in self.blocks)
+        contention = sum(block.contention for block in self.blocks) / len(self.blocks)
+        rounds = Rounds(self.times_us, baseline_us, n_runs, contention)
+        latency = summarize(rounds, protocol.tolerance, threads)
+        return RuntimeComparison(self.runtime, version, latency, None)
+
+    @property
+    def times_us(self) -> tuple[float, ...]:
+        return tuple(block.candidate_us[0] for block in self.blocks)
+
+
+def _race(racers: list[_Racer], protocol: LatencyProtocol) -> None:
+    """Time block after block until all ratios are settled or the budget is used up."""
+    for racer in racers:
+        if racer.error is None:
+            racer.time(protocol)
+            racer.blocks.clear()  # the first one came right after loading
+    start = perf_counter()
+    n_rounds = 0
+    while running := [racer for racer in racers if racer.error is None]:
+        if _is_race_over(running, n_rounds, perf_counter() - start, protocol):
+            return
+        for racer in running if n_rounds % 2 else reversed(running):
+            racer.time(protocol)
+        n_rounds += 1
+
+
+def _is_race_over(
+    running: list[_Racer], n_rounds: int, elapsed_s: float, protocol: LatencyProtocol
+) -> bool:
+    if n_rounds >= protocol.max_rounds or elapsed_s > protocol.limit_s:
+        return n_rounds > 0
+    if n_rounds < protocol.min_rounds or n_rounds % 2:
+        return False
+    if elapsed_s > protocol.budget_s:
+        return True
+    first, *others = running
+    if not others:
+        return is_settled(first.times_us, None, protocol.goal)
+    return all(is_settled(other.times_us, first.times_us, protocol.goal) for other in others)

@@ -1,0 +1,164 @@
+"""The `Runtime` protocol: what builds a model into an artifact, loads it and runs it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..measurement import EvaluationError
+
+if TYPE_CHECKING:
+    from ...hw_profiles.profile import HardwareProfile
+
+Array = NDArray[Any]
+
+ENTRY_POINT_GROUP = "paredown.runtimes"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, shape and numpy dtype of an input or output; `None` is a size the file leaves open."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def with_batch_of_one(self) -> TensorSpec:
+        """Return the spec with an open first dimension, the batch, set to 1."""
+        if self.shape and self.shape[0] is None:
+            return TensorSpec(self.name, (1, *self.shape[1:]), self.dtype)
+        return self
+
+    def random(self, rng: np.random.Generator) -> Array:
+        """Return data to time a model with: normal floats, and zeros of any other type.
+
+        Integers are often indices, and 0 is the one index that is always in range.
+
+        Raises:
+            EvaluationError: If a dimension other than the batch is open, or numpy lacks the type.
+        """
+        shape = self.with_batch_of_one().shape
+        if None in shape:
+            raise EvaluationError(
+                f"Every size but the batch must be fixed, but input '{self.name}' has the shape "
+                f"{_shape_text(shape)}. Export the model with fixed sizes.",
+                "model",
+            )
+        sizes = tuple(size for size in shape if size is not None)
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as error:
+            raise EvaluationError(
+                f"Inputs must be of a type that numpy has, but input '{self.name}' is "
+                f"'{self.dtype}'.",
+                "model",
+            ) from error
+        if dtype.kind == "f":
+            return rng.standard_normal(sizes).astype(dtype)
+        return np.zeros(sizes, dtype)
+
+
+class Session(Protocol):
+    """A loaded artifact."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def run(self, *inputs: Array) -> list[Array]:
+        """Run once on `inputs`, in the order of `self.inputs`; the outputs are the caller's."""
+        ...
+
+    def bind(self, *inputs: Array) -> Callable[[], object]:
+        """Put `inputs` on the device and return a call that runs once and waits: for timing."""
+        ...
+
+
+class Runtime(Protocol):
+    """Builds ONNX models for a profile and runs them. Cheap to create; imports its library late.
+
+    Errors of the library are let through: the worker reports them as an `EvaluationError` that
+    says in which step they came up.
+    """
+
+    name: str
+    suffix: str  # of the artifact file, such as ".so"
+
+    def version(self) -> str | None:
+        """Return the version of the installed library without importing it, or `None`."""
+        ...
+
+    def prepare(self) -> None:
+        """Import what is slow to import, so that a worker can do it before its first job."""
+        ...
+
+    def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
+        """Build the ONNX file `model` into the one file `artifact`."""
+        ...
+
+    def load(self, artifact: Path, threads: int) -> Session:
+        """Load a built artifact, to run on `threads` threads."""
+        ...
+
+
+R = TypeVar("R", bound=Runtime)
+
+RUNTIMES: dict[str, type[Runtime]] = {}
+
+
+def register(name: str) -> Callable[[type[R]], type[R]]:
+    """Make a runtime available under `name`; a second use of a name is an error."""
+
+    def add(cls: type[R]) -> type[R]:
+        if name in RUNTIMES:
+            raise ValueError(
+                f"Runtime '{name}' must be unique, but {RUNTIMES[name].__qualname__} has it. "
+                "Register under another name."
+            )
+        RUNTIMES[name] = cls
+        return cls
+
+    return add
+
+
+def get_runtime(name: str) -> Runtime:
+    """Return the runtime registered under `name`, here or by another package's entry point.
+
+    Raises:
+        EvaluationError: If there is no such runtime.
+    """
+    if name not in RUNTIMES:
+        for entry in entry_points(group=ENTRY_POINT_GROUP, name=name):
+            entry.load()  # the import registers it
+    if name not in RUNTIMES:
+        close = difflib.get_close_matches(name, RUNTIMES, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise EvaluationError(
+            f"A runtime must be one of {', '.join(sorted(RUNTIMES))}, but got '{name}'.{hint}",
+            "unavailable",
+        )
+    return RUNTIMES[name]()
+
+
+def require_installed(runtime: Runtime) -> None:
+    """Check that the library of `runtime` is there.
+
+    Raises:
+        EvaluationError: If it is not, with the command that installs it.
+    """
+    if runtime.version() is None:
+        raise EvaluationError(
+            f"Runtime '{runtime.name}' must be installed, but its library was not found. "
+            f"Run `pip install 'paredown[{runtime.name}]'`.",
+            "unavailable",
+        )
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"

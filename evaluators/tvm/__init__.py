@@ -1,0 +1,1 @@
+"""The compiler: from an ONNX graph to a library with kernels of our own."""

@@ -1,0 +1,144 @@
+"""Compiled kernels on disk, shared by all networks, studies and processes of a user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..measurement import EvaluationError
+from .files import SharedFolder
+from .kernels.script import Kernel
+
+_VERSION = 1  # of what lies in the folder; kernels themselves are named after their text
+_KNOBS = "knobs.json"
+
+
+def default_cache_folder() -> Path:
+    """Return the folder for compiled kernels.
+
+    That is `kernels` in the folder `PAREDOWN_CACHE`, else in `paredown` in the user's cache folder
+    (`XDG_CACHE_HOME` or `~/.cache`).
+    """
+    if own := os.environ.get("PAREDOWN_CACHE"):
+        return Path(own) / "kernels"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "paredown" / "kernels"
+
+
+class KernelCache:
+    """Compiles kernels for one target, once: one object file per kernel.
+
+    Args:
+        target: JSON form of the TVM target, without a thread count.
+        folder: Where object files are kept; the default is `default_cache_folder()`.
+
+    Raises:
+        EvaluationError: If the folder cannot be made.
+    """
+
+    def __init__(self, target: Mapping[str, object], folder: Path | None = None) -> None:
+        import tvm
+
+        self.target = tvm.target.Target(dict(target))
+        # LLVM 22 turns a few plain loops into invalid code at its highest level (seen with a
+        # `conv1d` of TVM's own for AVX2); the level below is then tried.
+        self._cautious = tvm.target.Target({**target, "opt-level": 1})
+        text = json.dumps([_VERSION, dict(target), tvm.__version__], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        name = f"{target.get('mcpu', 'generic')}-{digest}"
+        self._files = SharedFolder((folder or default_cache_folder()) / name)
+        self._functions: dict[str, Callable[..., None]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this target are."""
+        return self._files.path
+
+    def compile(self, module: Any) -> Any:
+        """Compile a TVM module for the target."""
+        import tvm
+
+        try:
+            return tvm.compile(module, self.target)
+        except Exception as error:  # TVM's own InternalError is no public type
+            if "LLVM module verification failed" not in str(error):
+                raise
+            return tvm.compile(module, self._cautious)
+
+    def object_file(self, kernel: Kernel) -> Path:
+        """Return the kernel's object file, compiling it if this target has none yet.
+
+        Raises:
+            EvaluationError: If TVM cannot compile the kernel; the message names it.
+        """
+        return self._files.get(kernel.symbol, ".o", lambda path: self._compile(kernel, path))
+
+    def _compile(self, kernel: Kernel, path: Path) -> None:
+        from tvm.script import from_source
+
+        symbol = kernel.symbol
+        try:
+            module = self.compile(from_source(kernel.text(symbol))).mod
+            module.write_to_file(str(path), "o")
+        except Exception as error:  # TVM raises plain exceptions of many types
+            raise EvaluationError(
+                f"TVM could not compile kernel '{symbol}': {error}", "build"
+            ) from error
+
+    def function(self, kernel: Kernel) -> Callable[..., None]:
+        """Return the kernel as a function of TVM tensors that runs on this machine, to time it.
+
+        Raises:
+            EvaluationError: If it cannot be compiled or linked.
+        """
+        symbol = kernel.symbol
+        if symbol not in self._functions:
+            import tvm
+
+            library = self._files.get(
+                symbol, ".so", lambda path: link(path, [self.object_file(kernel)])
+            )
+            self._functions[symbol] = tvm.runtime.load_module(str(library))[symbol]
+        return self._functions[symbol]
+
+    def static_library(self, kernel: Kernel) -> Any:
+        """Return the compiled kernel as a TVM module that can be linked into a network."""
+        import tvm
+
+        return tvm.runtime.load_static_library(str(self.object_file(kernel)), [kernel.symbol])
+
+    # ---- tuned settings
+
+    def read_knobs(self) -> dict[str, Any]:
+        """Return the settings that were found best so far, by workload."""
+        return self._files.read_table(_KNOBS)
+
+    def write_knobs(self, entries: Mapping[str, Any]) -> None:
+        """Add settings to the table."""
+        self._files.update_table(_KNOBS, entries)
+
+
+def link(library: Path, objects: Sequence[str | Path]) -> None:
+    """Link object files into a shared library with the system's compiler driver.
+
+    Raises:
+        EvaluationError: If there is no `cc`, or it fails.
+    """
+    command = ["cc", "-shared", "-fPIC", "-o", str(library), *map(str, objects)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EvaluationError(
+            "Linking needs a C compiler driver, but `cc` is not on the path. Install one, for "
+            "instance with `apt-get install gcc`.",
+            "unavailable",
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise EvaluationError(
+            f"Linking '{library.name}' failed: {error.stderr.strip()}", "build"
+        ) from error

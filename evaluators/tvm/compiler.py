@@ -1,0 +1,73 @@
+"""Compile an ONNX model for a device."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from ...hw_profiles import HardwareProfile, ProfileError, check_runs_here
+from ..measurement import EvaluationError
+from .cache import KernelCache, link
+from .graph import Graph, load_model
+from .knobs import KnobChooser
+
+
+def compile_onnx(
+    model: onnx.ModelProto | Path,
+    profile: HardwareProfile,
+    artifact: Path,
+    cache_folder: Path | None = None,
+) -> None:
+    """Compile a model to a shared library that TVM's virtual machine runs.
+
+    Args:
+        model: Float or QDQ model with static shapes, or its file.
+        profile: The device; its `threads` is the number of threads the network will run with.
+        artifact: The library to write.
+        cache_folder: Where compiled kernels are kept; the default is the user's cache folder.
+
+    Raises:
+        EvaluationError: If the model is invalid, an operator is not supported (it is named), or
+            the compiler fails.
+    """
+    from tvm import relax
+
+    from . import conv_rules, image_rules  # noqa: F401  # importing registers the rules
+    from .lowering import Lowering
+
+    graph = Graph(load_model(model) if isinstance(model, Path) else model)
+    cache = KernelCache(profile.target, cache_folder)
+    chooser = KnobChooser(cache, profile.isa, can_time=_runs_here(profile))
+    try:
+        module = Lowering(graph, cache, chooser, profile).run()
+        executable = cache.compile(relax.get_pipeline("zero")(module))
+        _export(executable, artifact)
+    except EvaluationError:
+        raise
+    except Exception as error:  # TVM raises plain exceptions of many types
+        raise EvaluationError(f"TVM could not compile the network: {error}", "build") from error
+    finally:
+        chooser.save()
+
+
+def _export(executable: Any, artifact: Path) -> None:
+    """Write the library under another name first: an interrupted build leaves no half file."""
+    with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
+        temporary = Path(folder) / "network.so"
+        executable.export_library(
+            str(temporary), fcompile=lambda library, objects, **_: link(Path(library), objects)
+        )
+        temporary.replace(artifact)
+
+
+def _runs_here(profile: HardwareProfile) -> bool:
+    if profile.connection != "local":
+        return False
+    try:
+        check_runs_here(profile)
+    except ProfileError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""Kernel calls in a Relax function, and the ways between the forms of a tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from .image import Image
+from .kernels.pointwise import elementwise_kernel, from_nchw_kernel, to_nchw_kernel
+from .kernels.script import Kernel
+from .layers import parameter_arrays
+from .sink import Sink
+
+
+class Emitter:
+    """Emits kernel calls and remembers their kernels.
+
+    Args:
+        builder: Builds the function.
+        threads: Threads of the network.
+    """
+
+    def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
+        self.builder, self.threads = builder, threads
+        self.kernels: dict[str, Kernel] = {}
+
+    def call(self, kernel: Kernel, arguments: Sequence[Any], size: int, dtype: str) -> Any:
+        """Emit a call of a kernel; arrays become constants. Returns the flat output."""
+        self.kernels[kernel.symbol] = kernel
+        values = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        call = relax.call_dps_packed(kernel.symbol, values, relax.TensorType((size,), dtype))
+        return self.builder.emit(call)
+
+    def image(self, kernel: Kernel, arguments: Sequence[Any], output: Image) -> Image:
+        """Emit a call of a kernel that writes an image."""
+        return replace(output, var=self.call(kernel, arguments, output.size, output.dtype))
+
+    def store(self, operands: Sequence[Image], sink: Sink) -> Image:
+        """Add one or two images of one size and store the sum.
+
+        A single image that already is what the sink asks for is returned as it is.
+        """
+        first = operands[0]
+        if len(operands) == 1 and sink.leaves(first):
+            return first
+        output = sink.image(first.n, first.h, first.w, first.c)
+        operands = [self._with_pitch(i, output.cp) for i in operands]
+        kernel = elementwise_kernel(tuple(i.dtype for i in operands), sink.dtype, self.threads)
+        values = {**output.as_output(), **sink.parameters()}
+        for k, operand in enumerate(operands):
+            values |= operand.as_source(str(k))
+            values |= {f"z{k}": operand.zero_point, f"f{k}": operand.scale}
+        arguments = [*(i.var for i in operands), *parameter_arrays(kernel, values)]
+        return self.image(kernel, arguments, output)
+
+    def from_plain(self, var: Any, shape: Sequence[int], sink: Sink) -> Image:
+        """Turn a plain float tensor into an image.
+
+        Four dimensions are NCHW; of any other shape, the last dimension becomes the channels of
+        a row of pixels.
+        """
+        if len(shape) == 4:
+            n, c, h, w = shape
+            output = sink.image(n, h, w, c)
+            if c < 8:
+                output = replace(output, cp=c)  # a first layer reads its few channels densely
+        else:
+            output = sink.image(1, 1, math.prod(shape[:-1]), shape[-1] if shape else 1)
+        return self._from_plain(var, output, sink, is_row=len(shape) != 4)
+
+    def to_plain(self, image: Image, shape: Sequence[int]) -> Any:
+        """Turn an image into a plain float tensor of a shape as in `from_plain`."""
+        kernel = to_nchw_kernel(image.dtype, self.threads)
+        values: dict[str, float] = {"n": image.n, "h": image.h, "w": image.w, "c": image.c}
+        values |= {**image.as_source(), "z0": image.zero_point, "f0": image.scale}
+        if len(shape) != 4:  # every pixel of the row is an image of one pixel
+            values |= {"n": image.w, "w": 1, "ans": image.cp}
+        arguments = [image.var, *parameter_arrays(kernel, values)]
+        flat = self.call(kernel, arguments, math.prod(shape), "float32")
+        return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
+
+    def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:
+        kernel = from_nchw_kernel(sink.dtype, self.threads)
+        values = {**output.as_output(), **sink.parameters(), "c": output.c}
+        if is_row:
+            values |= {"n": output.w, "wo": 1, "dns": output.cp}
+        size = output.n * output.h * output.w * output.c
+        flat = self.builder.emit(relax.op.reshape(var, (size,)))
+        return self.image(kernel, [flat, *parameter_arrays(kernel, values)], output)
+
+    def _with_pitch(self, image: Image, pitch: int) -> Image:
+        """Return an image whose pixels are `pitch` apart; only a first layer's input has less."""
+        if image.cp == pitch:
+            return image
+        plain = self.to_plain(image, (image.n, image.c, image.h, image.w))
+        sink = Sink(image.border, image.dtype, image.scale, image.zero_point)
+        output = replace(image, cp=pitch)
+        return self._from_plain(plain, output, sink, is_row=False)

@@ -1,0 +1,100 @@
+"""Single ONNX operators through TVM's own frontend, for everything that has no kernel of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx
+
+from ..measurement import EvaluationError
+from .graph import Graph, Node
+
+
+def import_node(
+    builder: relax.BlockBuilder,
+    graph: Graph,
+    node: Node,
+    arguments: Mapping[str, Any],
+    constants: Mapping[str, NDArray[Any]],
+) -> Any:
+    """Emit one ONNX node into a function under construction.
+
+    Args:
+        builder: Builds the function.
+        graph: Knows shapes and types.
+        node: The operator.
+        arguments: Relax variables of its inputs that are not constant.
+        constants: Values of its other inputs.
+
+    Returns:
+        The Relax variable of the result, a tuple if there are several outputs.
+
+    Raises:
+        EvaluationError: If TVM does not know the operator; the message names it.
+    """
+    model = _single_node_model(graph, node, list(arguments), constants)
+    try:
+        module = from_onnx(model, keep_params_in_input=False)
+    except Exception as error:  # the frontend raises exceptions of many types
+        label = node.proto.name or node.output
+        raise EvaluationError(
+            f"Operator {node.op} (node '{label}') cannot be compiled by TVM: {error}", "build"
+        ) from error
+    return _inlined(builder, module, list(arguments.values()))
+
+
+def _inlined(builder: relax.BlockBuilder, module: Any, arguments: list[Any]) -> Any:
+    """Emit the body of a module's `main`, and take over its other functions."""
+    known: dict[Any, Any] = {
+        handle: builder.add_func(function.without_attr("global_symbol"), handle.name_hint)
+        for handle, function in module.functions.items()
+        if handle.name_hint != "main"
+    }
+    main = module["main"]
+    known |= dict(zip(main.params, arguments, strict=True))
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            known[binding.var] = builder.emit(_substitute(binding.value, known))
+    return _substitute(main.body.body, known)
+
+
+def _single_node_model(
+    graph: Graph, node: Node, free: list[str], constants: Mapping[str, NDArray[Any]]
+) -> onnx.ModelProto:
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend(node.inputs)
+
+    def value_info(name: str) -> onnx.ValueInfoProto:
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(graph.dtype(name)))
+        return helper.make_tensor_value_info(name, kind, graph.shape(name))
+
+    body = helper.make_graph(
+        [proto],
+        "node",
+        [value_info(i) for i in free],
+        [value_info(o) for o in node.outputs if o],
+        [numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in constants.items()],
+    )
+    return helper.make_model(body, opset_imports=graph.model.opset_import)
+
+
+def _substitute(expression: Any, known: Mapping[Any, Any]) -> Any:
+    """Return an expression with variables and functions replaced."""
+    if isinstance(expression, (relax.Var, relax.GlobalVar)):
+        return known.get(expression, expression)
+    if isinstance(expression, relax.Tuple):
+        return relax.Tuple([_substitute(field, known) for field in expression.fields])
+    if isinstance(expression, relax.TupleGetItem):
+        return relax.TupleGetItem(_substitute(expression.tuple_value, known), expression.index)
+    if isinstance(expression, relax.Call):
+        arguments = [_substitute(a, known) for a in expression.args]
+        return relax.Call(expression.op, arguments, expression.attrs, expression.ty_args)
+    return expression

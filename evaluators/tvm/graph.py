@@ -1,0 +1,239 @@
+"""An ONNX graph as the lowering reads it: constants as arrays, producers, users, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
+
+from ..measurement import EvaluationError
+
+# Weights are to be seen as they are stored, and random numbers are no constants.
+_KEPT = frozenset(
+    (
+        *("DequantizeLinear", "QuantizeLinear", "Bernoulli", "Multinomial"),
+        *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    )
+)
+_SUBGRAPHS = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One operator with its attributes decoded; `proto` is the original."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: dict[str, Any]
+    proto: onnx.NodeProto
+
+    @property
+    def output(self) -> str:
+        """The first output."""
+        return self.outputs[0]
+
+    def get(self, name: str, default: Any) -> Any:
+        """Return an attribute or its default."""
+        return self.attributes.get(name, default)
+
+
+class Graph:
+    """Read-only view of a model, in the order of its nodes.
+
+    Initializers and whatever follows from them and from shapes alone are constants, but
+    dequantized weights stay the nodes that they are. Identity nodes are looked through.
+
+    Args:
+        model: The model; its shapes are inferred here and must be static.
+
+    Raises:
+        EvaluationError: If the model is invalid, or a tensor's shape is not known.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        try:
+            if model.functions:
+                model = inline_local_functions(model)
+            self.model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        except Exception as error:  # onnx raises exceptions without a common base
+            raise EvaluationError(f"The ONNX model is invalid: {error}", "model") from error
+        graph = self.model.graph
+        self._constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        self._types = {
+            v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output, *graph.input)
+        }
+        self._alias: dict[str, str] = {}
+        self.nodes: list[Node] = []
+        for proto in graph.node:
+            self._add(proto)
+        self._producers = {name: node for node in self.nodes for name in node.outputs if name}
+        self._users: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.inputs):
+                self._users.setdefault(name, []).append(node)
+        self.inputs = [v.name for v in graph.input if v.name not in self._constants]
+        self.outputs = [self.resolve(v.name) for v in graph.output]
+
+    def _add(self, proto: onnx.NodeProto) -> None:
+        if proto.op_type == "Identity":
+            self._alias[proto.output[0]] = self.resolve(proto.input[0])
+            return
+        attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
+        inputs = tuple(self.resolve(name) for name in proto.input)
+        own = proto.domain not in ("", "ai.onnx")
+        op = f"{proto.domain}.{proto.op_type}" if own else proto.op_type
+        node = Node(op, inputs, tuple(proto.output), attributes, proto)
+        values = self._folded(node)
+        if values is None:
+            self.nodes.append(node)
+        else:
+            self._constants |= values
+
+    def _folded(self, node: Node) -> dict[str, NDArray[Any]] | None:
+        """Return the outputs of a node that depend on no input of the graph, or None."""
+        if node.op == "Shape":
+            shape = np.array(self.shape(node.inputs[0]), np.int64)
+            return {node.output: shape[node.get("start", 0) : node.get("end", None)]}
+        known = {name: self._constants.get(name) for name in node.inputs if name}
+        if (
+            node.op in _KEPT
+            or any(value is None for value in known.values())
+            or any(a.type in _SUBGRAPHS for a in node.proto.attribute)
+        ):
+            return None
+        return evaluate(node, known, self.model.opset_import)
+
+    def resolve(self, name: str) -> str:
+        """Return the tensor that a name stands for."""
+        return self._alias.get(name, name)
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """Return a constant's value, or None."""
+        return self._constants.get(name)
+
+    def producer(self, name: str) -> Node | None:
+        """Return the node that makes a tensor, or None for inputs and constants."""
+        return self._producers.get(name)
+
+    def users(self, name: str) -> list[Node]:
+        """Return the nodes that read a tensor."""
+        return self._users.get(name, [])
+
+    def only_user(self, name: str) -> Node | None:
+        """Return the single reader of a tensor, or None if it has several or leaves the graph."""
+        users = self.users(name)
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape.
+
+        Raises:
+            EvaluationError: If the shape is not static.
+        """
+        value = self.constant(name)
+        if value is not None:
+            return tuple(int(d) for d in value.shape)
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("shape") or not all(map(_is_fixed, kind.shape.dim)):
+            raise EvaluationError(
+                f"Every shape must be static, but that of tensor '{name}' is not known. "
+                "Fix the model's input shapes.",
+                "model",
+            )
+        return tuple(d.dim_value for d in kind.shape.dim)
+
+    def dtype(self, name: str) -> str:
+        """Return a tensor's element type as numpy names it.
+
+        Raises:
+            EvaluationError: If shape inference knows nothing of the tensor.
+        """
+        value = self.constant(name)
+        if value is not None:
+            return str(value.dtype)
+        if name not in self._types or not self._types[name].elem_type:
+            raise EvaluationError(
+                f"Every type must be known, but that of tensor '{name}' is not. Check that the "
+                "model has only standard operators.",
+                "model",
+            )
+        return str(np.dtype(helper.tensor_dtype_to_np_dtype(self._types[name].elem_type)))
+
+    def __iter__(self) -> Iterator[Node]:
+        """Iterate over the nodes in order."""
+        return iter(self.nodes)
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file.
+
+    Raises:
+        EvaluationError: If the file cannot be read or decoded.
+    """
+    try:
+        return onnx.load(str(path))
+    except Exception as error:  # protobuf's DecodeError, OSError, onnx's own
+        raise EvaluationError(f"'{path}' is not a readable ONNX file: {error}", "model") from error
+
+
+def _is_fixed(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return bool(dim.HasField("dim_value"))
+
+
+def evaluate(
+    node: Node, inputs: dict[str, Any], opsets: Iterable[onnx.OperatorSetIdProto]
+) -> dict[str, NDArray[Any]] | None:
+    """Return the outputs of a node on constant inputs, or None if onnx cannot compute them."""
+    from onnx.reference import ReferenceEvaluator
+
+    proto = onnx.NodeProto()
+    proto.CopyFrom(node.proto)
+    del proto.input[:]
+    proto.input.extend(node.inputs)
+    outputs = [name for name in node.outputs if name]
+    body = helper.make_graph(
+        [proto],
+        "node",
+        [onnx.ValueInfoProto(name=name) for name in inputs],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+    )
+    try:
+        found = ReferenceEvaluator(helper.make_model(body, opset_imports=opsets)).run(None, inputs)
+    except Exception:  # whatever it lacks, TVM may have
+        return None
+    return {name: np.asarray(value) for name, value in zip(outputs, found, strict=True)}
+
+
+def conv_pads(graph: Graph, node: Node) -> tuple[int, int, int, int]:
+    """Return the padding of a two-dimensional Conv node: top, left, bottom, right."""
+    _, _, height, width = graph.shape(node.inputs[0])
+    kernel = graph.shape(node.inputs[1])[2:]
+    return pads_of(node, height, width, (kernel[0], kernel[1]))
+
+
+def pads_of(
+    node: Node, height: int, width: int, kernel: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """Return the padding of a convolution or pooling node: top, left, bottom, right."""
+    strides, dilations = node.get("strides", [1, 1]), node.get("dilations", [1, 1])
+    mode = node.get("auto_pad", b"NOTSET")
+    mode = mode.decode() if isinstance(mode, bytes) else mode
+    if mode in ("NOTSET", ""):
+        top, left, bottom, right = node.get("pads", [0, 0, 0, 0])
+        return top, left, bottom, right
+    if mode == "VALID":
+        return 0, 0, 0, 0
+    sides = []
+    for size, k, stride, dilation in zip((height, width), kernel, strides, dilations, strict=True):
+        total = max((-(-size // stride) - 1) * stride + dilation * (k - 1) + 1 - size, 0)
+        small = total // 2
+        sides.append((small, total - small) if mode == "SAME_UPPER" else (total - small, small))
+    return sides[0][0], sides[1][0], sides[0][1], sides[1][1]

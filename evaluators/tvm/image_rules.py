@@ -1,0 +1,139 @@
+"""Rules for operators without weights: pooling, concatenation, changes of shape and form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .graph import Node, pads_of
+from .image import Image
+from .kernels.pointwise import concat_kernel
+from .kernels.pool import average_pool_kernel, max_pool_kernel
+from .layers import parameter_arrays
+from .lowering import Lowering, rule
+from .sink import Sink
+
+_MAX_OPERANDS = 8
+
+
+@rule("DequantizeLinear")
+def lower_dequantize(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Float values of a quantized tensor."""
+    steps = low.steps(node.output)
+    return None if steps is None else low.emit.store([steps], sink)
+
+
+@rule("MaxPool")
+def lower_max_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Max pooling, in the number form of its input."""
+    shape = low.graph.shape(node.output)
+    if (
+        len(shape) != 4
+        or len([o for o in node.outputs if o]) > 1
+        or set(node.get("dilations", [1])) != {1}
+    ):
+        return None
+    source = low.source(node.inputs[0])
+    if source.cp % 8 or not _windows_begin_inside(node, source, shape):
+        return None
+    image = replace(source, var=None, n=shape[0], h=shape[2], w=shape[3], border=sink.border)
+    lanes = next(
+        size
+        for size in (32, 16, 8)
+        if image.cp % size == 0 and (size == 8 or source.dtype == "uint8")
+    )
+    kernel = max_pool_kernel(source.dtype, lanes, low.threads)
+    values = {**image.as_output(), **source.as_source(), **_window(node, source)}
+    pooled = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], image)
+    return low.emit.store([pooled], sink)
+
+
+@rule("AveragePool", "GlobalAveragePool", "ReduceMean")
+def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Average pooling and the mean over height and width."""
+    shape = low.graph.shape(node.inputs[0])
+    if len(shape) != 4 or (node.op == "ReduceMean" and not _is_spatial_mean(low, node)):
+        return None
+    is_window = node.op == "AveragePool"
+    if is_window and set(node.get("dilations", [1])) != {1}:
+        return None
+    if node.get("ceil_mode", 0) and node.get("count_include_pad", 0):
+        return None  # the divisor of the last windows is neither whole nor the numbers inside
+    source = low.source(node.inputs[0])
+    if source.cp % 8:
+        return None
+    if is_window and not _windows_begin_inside(node, source, low.graph.shape(node.output)):
+        return None
+    n, c = shape[:2]
+    h, w = low.graph.shape(node.output)[2:] if is_window else (1, 1)
+    is_row = len(low.graph.shape(node.output)) == 2
+    output = sink.image(1, 1, n, c) if is_row else sink.image(n, h, w, c)
+    kernel = average_pool_kernel(source.dtype, sink.dtype, low.threads)
+    values = {**output.as_output(), **sink.parameters(), **source.as_source()}
+    window = _window(node, source)
+    if not is_window:
+        window |= {"kh": source.h, "kw": source.w, "pt": 0, "pl": 0, "sh": 1, "sw": 1, "whole": 0}
+    if is_row:  # one pixel per image, so that rows of pixels come out
+        values |= {"n": n, "wo": 1, "dns": output.cp}
+    values |= {**window, "za": source.zero_point, "f": source.scale / sink.scale}
+    image = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+    return low.emit.store([image], sink) if sink.dtype == "float32" else image
+
+
+def _is_spatial_mean(low: Lowering, node: Node) -> bool:
+    axes = node.get("axes", None)
+    if axes is None and len(node.inputs) > 1 and node.inputs[1]:
+        value = low.graph.constant(node.inputs[1])
+        axes = None if value is None else value.reshape(-1).tolist()
+    return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
+
+
+def _windows_begin_inside(node: Node, source: Image, shape: Sequence[int]) -> bool:
+    """Whether every pooling window has a number in it; with `ceil_mode` the last may have none."""
+    window = _window(node, source)
+    below = (shape[2] - 1) * window["sh"] - window["pt"] < source.h
+    return below and (shape[3] - 1) * window["sw"] - window["pl"] < source.w
+
+
+def _window(node: Node, source: Image) -> dict[str, float]:
+    """Parameters of a pooling window."""
+    kh, kw = node.get("kernel_shape", [source.h, source.w])
+    sh, sw = node.get("strides", [1, 1])
+    top, left, _, _ = pads_of(node, source.h, source.w, (kh, kw))
+    whole = kh * kw if node.get("count_include_pad", 0) else 0
+    sizes = {"hi": source.h, "wi": source.w, "kh": kh, "kw": kw, "sh": sh, "sw": sw}
+    return {**sizes, "pt": top, "pl": left, "whole": whole}
+
+
+@rule("Flatten", "Reshape", "Squeeze")
+def lower_reshape(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """A change of shape from `(n, c, 1, 1)` to `(n, c)`, which moves nothing."""
+    before, after = low.graph.shape(node.inputs[0]), low.graph.shape(node.output)
+    if len(before) != 4 or before[2:] != (1, 1) or after != before[:2]:
+        return None
+    source = low.source(node.inputs[0])
+    if source.border or source.cp % 8:
+        return None
+    return low.emit.store([replace(source, n=1, h=1, w=before[0])], sink)
+
+
+@rule("Concat")
+def lower_concat(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Concatenation of images along the channels."""
+    shape = low.graph.shape(node.output)
+    if len(shape) != 4 or node.get("axis", 1) % 4 != 1 or len(node.inputs) > _MAX_OPERANDS:
+        return None
+    if any(low.constant(i) is not None for i in node.inputs):
+        return None
+    sources = [low.source(i) for i in node.inputs]
+    output = sink.image(shape[0], shape[2], shape[3], shape[1])
+    kernel = concat_kernel(tuple(s.dtype for s in sources), sink.dtype, low.threads)
+    values = {**output.as_output(), **sink.parameters()}
+    place = 0
+    for k, source in enumerate(sources):
+        values |= {**source.as_source(str(k)), f"z{k}": source.zero_point, f"f{k}": source.scale}
+        values |= {f"c{k}": source.c, f"co{k}": place}
+        place += source.c
+    return low.emit.image(
+        kernel, [*(s.var for s in sources), *parameter_arrays(kernel, values)], output
+    )

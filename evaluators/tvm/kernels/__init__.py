@@ -1,0 +1,1 @@
+"""Kernels as TVMScript text: pure functions of a few settings."""

@@ -1,0 +1,269 @@
+"""Convolution and linear kernels: one skeleton, one inner product per form.
+
+An image is NHWC with a border that already holds the padding value, so one kernel row of `kw` x
+`ic` numbers is one contiguous run. The skeleton walks over segments (such runs; one per kernel
+row, or one per tap where dilation or groups break the run up) from a table of offsets. That covers
+any kernel size, stride, dilation and group count. Output channels are taken in blocks of `ocb`,
+pixels in tiles of `th` x `tw`; a last block or tile that does not fit is moved back and overlaps
+its neighbour.
+
+Table `G`: the offset of each segment; per block the offset of its first input channel; per block
+its run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import epilogue
+from .epilogue import Epilogue
+from .script import Kernel, fill_border, nest, parallel
+
+INTS = (
+    *("n", "ho", "wo", "oc", "blocks", "segments", "steps"),
+    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db"),
+    *epilogue.INTS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a kernel multiplies and sums.
+
+    Attributes:
+        name: `f32` (fused multiply-add), `pair1`, `pair2`, `pair4` (x86 `pmaddubsw`, that many
+            products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
+            that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
+            weights of full 8 bits), `dot` (`vpdpbusd`: exact at any width), `plain` (s32 products,
+            any CPU).
+        group: Input numbers per step.
+        unroll: The number of steps per segment is a multiple of this.
+        weights: dtype of the packed weights.
+    """
+
+    name: str
+    group: int
+    unroll: int
+    weights: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the kernel reads uint8 images."""
+        return self.weights != "float32"
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        Form("f32", group=1, unroll=1, weights="float32"),
+        Form("pair1", group=4, unroll=1, weights="int8"),
+        Form("pair2", group=4, unroll=2, weights="int8"),
+        Form("pair4", group=4, unroll=4, weights="int8"),
+        Form("rolled", group=4, unroll=2, weights="int8"),
+        Form("wide", group=4, unroll=1, weights="int16"),
+        Form("dot", group=4, unroll=1, weights="int8"),
+        Form("plain", group=1, unroll=1, weights="int8"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Knobs:
+    """Settings of a kernel: form, lanes of a register, tile in channels, rows and columns."""
+
+    form: str
+    lanes: int
+    ocb: int
+    th: int
+    tw: int
+
+
+def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
+    """Return the kernel of a convolution or linear layer.
+
+    Buffers: `A` input image, `W` packed weights (see `packing.pack`), `B` bias (int32, or float32
+    for the float form), `S` scale per channel (integer forms), `G` the int32 table, what the
+    epilogue adds, `D` output image.
+    """
+    form = FORMS[knobs.form]
+    data = "uint8" if form.is_integer else "float32"
+    buffers = [("A", data), ("W", form.weights), ("B", "int32" if form.is_integer else data)]
+    buffers += [("S", "float32")] if form.is_integer else []
+    buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
+    border = "zo" if stores.output == "uint8" else "T.float32(0)"
+    loops = [
+        f"for o in {parallel('blocks', threads)}:",
+        f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
+        "oo: T.let[T.int32] = G[segments + o]",
+        *(["run: T.let[T.int32] = G[segments + blocks + o]"] if form.name == "rolled" else []),
+        "for b in range(n):",
+        f"for ht in range((ho + {knobs.th - 1}) // {knobs.th}):",
+        f"for wt in range((wo + {knobs.tw - 1}) // {knobs.tw}):",
+    ]
+    body = [
+        f"hb: T.let[T.int32] = T.min(ht * {knobs.th}, ho - {knobs.th})",
+        f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
+        *_Tile(form, knobs, stores).lines(),
+    ]
+    name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
+    return Kernel(
+        kind=name,
+        buffers=tuple(buffers),
+        ints=INTS,
+        floats=epilogue.FLOATS,
+        body=(*fill_border("D", border, stores.output), *nest(loops, body)),
+    )
+
+
+class _Tile:
+    """Writes the lines of one tile: clear, accumulate, store."""
+
+    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue) -> None:
+        self.form, self.knobs, self.stores = form, knobs, stores
+        self.lanes = knobs.lanes
+        self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
+        self.size = knobs.th * knobs.tw * self.vectors
+        self.at = f"(i * {knobs.tw} + j) * {self.vectors} + v"
+        self.acc = f"acc[{self.at}, T.ramp(0, 1, {self.lanes})]"
+        self.acc16 = f"acc16[{self.at}, T.ramp(0, 1, {2 * self.lanes})]"
+
+    def each(self, *lines: str, vectors: int | None = None) -> list[str]:
+        """Unrolled loops over the pixels and vectors of the tile."""
+        loops = [("i", self.knobs.th), ("j", self.knobs.tw), ("v", vectors or self.vectors)]
+        return nest([f"for {name} in T.unroll({extent}):" for name, extent in loops], lines)
+
+    def lines(self) -> list[str]:
+        """All lines of the tile."""
+        dtype = "int32" if self.form.is_integer else "float32"
+        lanes = self.lanes
+        start = f"T.broadcast(0, {lanes})"
+        if not self.form.is_integer:
+            start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
+        lines = [f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')"]
+        if self.form.name == "rolled":
+            lines.append(
+                f"acc16 = T.alloc_buffer(({self.size}, {2 * lanes}), 'int16', scope='local')"
+            )
+        step = self.knobs.ocb * self.form.group
+        segment = [
+            "ab: T.let[T.int32] = b * ans + hb * ars + wb * acs + G[g] + oo",
+            f"wb0: T.let[T.int32] = (o * segments + g) * steps * {step}",
+            *self._accumulate(),
+        ]
+        return [
+            *lines,
+            *self.each(f"{self.acc} = {start}"),
+            *nest(["for g in range(segments):"], segment),
+            *self._store(),
+        ]
+
+    # ---- inner products
+
+    def _accumulate(self) -> list[str]:
+        """Lines that add one segment to the sums."""
+        ways = {
+            **{"f32": self._f32, "rolled": self._rolled, "wide": self._wide},
+            **{"dot": self._dot, "plain": self._plain},
+        }
+        return ways.get(self.form.name, self._pair)()
+
+    def _data(self, step: str) -> str:
+        """Four bytes of the input as a scalar int32."""
+        at = f"ab + i * ars + j * acs + ({step}) * 4"
+        return f"T.reinterpret('int32', A[T.ramp({at}, 1, 4)])"
+
+    def _weights(self, step: str, lanes: int) -> str:
+        size = self.knobs.ocb * self.form.group
+        return f"W[T.ramp(wb0 + ({step}) * {size} + v * {lanes}, 1, {lanes})]"
+
+    def _repeated(self, step: str) -> str:
+        """Four bytes of the input in every lane."""
+        lanes = self.lanes
+        return f"T.reinterpret('uint8x{4 * lanes}', T.broadcast({self._data(step)}, {lanes}))"
+
+    def _madd_bytes(self, step: str) -> str:
+        """Sums of two u8 x s8 products in s16; the caller has proved that they fit."""
+        name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
+        weights = self._weights(step, 4 * self.lanes)
+        return _intrinsic(f"int16x{2 * self.lanes}", name, self._repeated(step), weights)
+
+    def _madd_words(self, left: str, right: str) -> str:
+        """Sums of two s16 x s16 products in s32."""
+        name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
+        return _intrinsic(f"int32x{self.lanes}", name, left, right)
+
+    def _widen(self, sums16: str) -> str:
+        """Neighbouring s16 lanes added into s32 lanes."""
+        return self._madd_words(sums16, f"T.broadcast(T.int16(1), {2 * self.lanes})")
+
+    def _pair(self) -> list[str]:
+        run = self.form.unroll
+        total = " + ".join(self._madd_bytes(f"c * {run} + {s}") for s in range(run))
+        lines = self.each(f"{self.acc} = {self.acc} + {self._widen(f'({total})')}")
+        return nest([f"for c in range(steps // {run}):"], lines)
+
+    def _rolled(self) -> list[str]:
+        steps = [f"c * run + s * 2 + {u}" for u in (0, 1)]
+        sums = [self.each(f"{self.acc16} = {self.acc16} + {self._madd_bytes(s)}") for s in steps]
+        lines = [
+            *self.each(f"{self.acc16} = T.broadcast(T.int16(0), {2 * self.lanes})"),
+            *nest(["for s in range(T.min(run, steps - c * run) // 2):"], [*sums[0], *sums[1]]),
+            *self.each(f"{self.acc} = {self.acc} + {self._widen(self.acc16)}"),
+        ]
+        return nest(["for c in range((steps + run - 1) // run):"], lines)
+
+    def _wide(self) -> list[str]:
+        data = f"T.Cast('int16x16', T.reinterpret('uint8x16', T.broadcast({self._data('c')}, 4)))"
+        product = self._madd_words(data, self._weights("c", 16))
+        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+
+    def _dot(self) -> list[str]:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
+        total = _intrinsic(
+            f"int32x{self.lanes}",
+            name,
+            self.acc,
+            self._repeated("c"),
+            self._weights("c", 4 * self.lanes),
+        )
+        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
+
+    def _plain(self) -> list[str]:
+        data = "T.broadcast(T.Cast('int32', A[ab + i * ars + j * acs + c]), 8)"
+        product = f"{data} * T.Cast('int32x8', {self._weights('c', 8)})"
+        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+
+    def _f32(self) -> list[str]:
+        lanes = self.lanes
+        data = f"T.broadcast(A[ab + i * ars + j * acs + c], {lanes})"
+        name = f"llvm.fmuladd.v{lanes}f32"
+        total = _intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
+        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
+
+    # ---- result
+
+    def _store(self) -> list[str]:
+        lanes = self.lanes
+        channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
+        pixel = "b * {0}ns + (hb + i) * {0}rs + (wb + j) * {0}cs + {0}off"
+        residual, output = (
+            f"T.ramp({pixel.format(image)} + ob + v * {lanes}, 1, {lanes})" for image in "rd"
+        )
+        if self.form.is_integer:
+            total = f"({self._sums()} + B[{channel}])"
+            value = self.stores.integer(total, channel, residual, lanes)
+        else:
+            value = self.stores.real(self.acc, residual, lanes)
+        return self.each(f"D[{output}] = {value}", vectors=self.knobs.ocb // lanes)
+
+    def _sums(self) -> str:
+        """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
+        if self.form.name != "wide":
+            return self.acc
+        first = f"(i * {self.knobs.tw} + j) * {self.vectors} + v * 2"
+        halves = [f"acc[{first} + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
+        return _intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
+
+
+def _intrinsic(dtype: str, name: str, *arguments: str) -> str:
+    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

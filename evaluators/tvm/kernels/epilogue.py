@@ -1,0 +1,82 @@
+"""What happens to an accumulator before it is stored: scale, residual, activation, rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Parameters that every epilogue reads. The clamping bounds of quantized values are relative to
+# their zero point and in float, since a float that leaves the int32 range must not be converted
+# before it is clamped.
+INTS = ("zo", "zr", "rns", "rrs", "rcs", "roff")
+FLOATS = ("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr")
+
+
+@dataclass(frozen=True, slots=True)
+class Epilogue:
+    """The part of a kernel that says what it stores.
+
+    Attributes:
+        output: `uint8` (rounded half to even, clamped to `qlo`..`qhi`, plus the zero point `zo`)
+            or `float32` (clamped to `flo`..`fhi`).
+        residual: dtype of the image that is added, or an empty string. With a `uint8` output of an
+            integer kernel the sum is that of two quantized tensors, as the file says: the
+            kernel's own result is rounded to its own step first (range `clo`..`chi`), then `fc`
+            and `fr` turn both into output steps.
+        has_fraction: Whether an integer kernel adds a float per channel to the scaled sum: what
+            is left of a bias that is no whole number of steps.
+    """
+
+    output: str
+    residual: str = ""
+    has_fraction: bool = False
+
+    @property
+    def tag(self) -> str:
+        """Short form for names: `u8` or `f32`, and what is added."""
+        stored = {"uint8": "u8", "float32": "f32"}[self.output]
+        return stored + "_add" * bool(self.residual) + "_fraction" * self.has_fraction
+
+    @property
+    def buffers(self) -> tuple[tuple[str, str], ...]:
+        """Buffers of what is added: `C` numbers per channel, `R` residual image."""
+        fraction = (("C", "float32"),) if self.has_fraction else ()
+        return (*fraction, *((("R", self.residual),) if self.residual else ()))
+
+    def integer(self, total: str, channel: str, residual_at: str, lanes: int = 8) -> str:
+        """Return what is stored for a vector of int32 sums, bias included.
+
+        `S` holds the scale per channel.
+        """
+        real = f"T.Cast('float32x{lanes}', {total}) * S[{channel}]"
+        if self.has_fraction:
+            real = f"{real} + C[{channel}]"
+        if self.output == "float32":
+            return clamp(real, "flo", "fhi", lanes)
+        if not self.residual:
+            return to_u8(real, lanes)
+        own = clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
+        other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
+        other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
+        return to_u8(f"{own} * T.broadcast(fc, {lanes}) + {other}", lanes)
+
+    def real(self, total: str, residual_at: str, lanes: int = 8) -> str:
+        """Return what is stored for a vector of float32 sums, bias included."""
+        if self.residual:
+            total = f"{total} + R[{residual_at}]"
+        value = clamp(total, "flo", "fhi", lanes)
+        if self.output == "float32":
+            return value
+        return to_u8(f"{value} * T.broadcast(inv, {lanes})", lanes)
+
+
+def clamp(value: str, low: str, high: str, lanes: int) -> str:
+    """Return the expression of a vector kept between two scalars."""
+    return f"T.max(T.min({value}, T.broadcast({high}, {lanes})), T.broadcast({low}, {lanes}))"
+
+
+def to_u8(steps: str, lanes: int) -> str:
+    """Return the expression that turns a vector of float32 in output steps into uint8."""
+    rounded = clamp(f"T.nearbyint({steps})", "qlo", "qhi", lanes)
+    return (
+        f"T.Cast('uint8x{lanes}', T.Cast('int32x{lanes}', {rounded}) + T.broadcast(zo, {lanes}))"
+    )

@@ -1,0 +1,174 @@
+"""Settings of convolution kernels: a handful per workload, timed once, remembered on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from .cache import KernelCache
+from .kernels.conv import Knobs
+from .layers import ConvLayer
+
+# Tiles (channels, rows, columns) by form, best guess first; see tests/benchmarks/runtimes.py.
+_TILES = {
+    "f32": ((16, 1, 6), (16, 2, 3), (16, 1, 4), (8, 1, 7), (16, 1, 7), (8, 2, 7), (16, 2, 2)),
+    "wide": ((16, 1, 2), (8, 1, 4), (8, 2, 2), (16, 1, 3), (8, 1, 6), (8, 1, 7), (16, 1, 4)),
+    "plain": ((8, 1, 4), (16, 1, 4), (8, 2, 2)),
+    "pair1": ((16, 1, 4), (16, 2, 2), (8, 1, 7), (16, 2, 3), (8, 1, 8)),
+    "rolled": ((16, 1, 4), (16, 2, 3), (16, 1, 6), (8, 1, 7), (16, 2, 2)),
+    "dot": ((16, 1, 6), (16, 2, 3), (16, 1, 4), (8, 1, 7), (8, 1, 8)),
+}
+_TILES["pair2"] = _TILES["pair4"] = _TILES["pair1"]
+_TILES_512 = (  # 32 registers of 16 lanes
+    *((64, 1, 6), (32, 1, 12), (32, 2, 6), (32, 2, 7), (32, 1, 8), (64, 1, 4), (48, 1, 8)),
+    *((64, 1, 7), (32, 1, 14), (32, 1, 7), (16, 2, 7), (16, 1, 14), (16, 1, 8), (64, 2, 2)),
+)
+_SMALL = (
+    *((16, 2, 2), (16, 1, 4), (8, 1, 4), (16, 1, 2)),
+    *((8, 1, 2), (32, 1, 1), (16, 1, 1), (8, 1, 1)),
+)
+_WASTE = 1.2  # overlapping tiles may repeat this share of the work
+
+
+def options(layer: ConvLayer, isa: str) -> list[Knobs]:
+    """Return the settings worth timing for a layer, the most promising first."""
+    if not layer.is_integer:
+        return _tiles(layer, "f32", isa)
+    if isa == "portable":
+        return _tiles(layer, "plain", isa)
+    if isa == "avx512vnni":
+        return _tiles(layer, "dot", isa)
+    names = ("rolled", "pair4", "pair2", "pair1", "wide")
+    found = [knobs for form in names for knobs in _tiles(layer, form, isa)]
+    return [knobs for knobs in found if knobs.form in _proved_forms(layer, knobs.ocb)]
+
+
+def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
+    """Return the forms that are exact for the layer's weights, and worth a try."""
+    # Without groups the segments of a channel do not depend on the block it is in.
+    run = int(layer.runs(ocb if layer.geometry.groups > 1 else 8).min())
+    if run < 4:
+        return ("wide", "pair1", "pair2")[run : run + 1]
+    return ("pair2", "pair4") if run == 4 else ("pair4", "rolled")
+
+
+def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
+    height, width, channels = layer.output.h, layer.output.w, layer.geometry.ocp
+
+    def waste(tile: tuple[int, int, int]) -> float:
+        sizes = zip((channels, height, width), tile, strict=True)
+        return float(np.prod([-(-size // part) * part / size for size, part in sizes]))
+
+    has_512 = isa.startswith("avx512") and form != "wide"
+    tiles = [*(_TILES_512 if has_512 else ()), *_TILES[form], *_SMALL]
+    fitting = [t for t in tiles if t[0] <= channels and t[1] <= height and t[2] <= width]
+    good = [t for t in fitting if waste(t) <= _WASTE]
+    chosen = good[: 9 if has_512 else 6] or sorted(fitting, key=waste)[:3]
+    if height * width > 1:  # one pixel alone loads a weight for every product
+        chosen = [t for t in chosen if t[1] * t[2] > 1] or chosen
+    lanes = {t: 16 if has_512 and t[0] % 16 == 0 else 8 for t in chosen}
+    return [Knobs(form, lanes[t], *t) for t in dict.fromkeys(chosen)]
+
+
+class KnobChooser:
+    """Chooses settings, by timing where this machine can run the kernels.
+
+    Args:
+        cache: Compiles kernels and keeps what was found.
+        isa: Kernel family of the profile.
+        can_time: Whether the kernels run here; otherwise the first setting is taken.
+    """
+
+    def __init__(self, cache: KernelCache, isa: str, *, can_time: bool) -> None:
+        self._cache, self._isa, self._can_time = cache, isa, can_time
+        self._known = cache.read_knobs()
+        self._new: dict[str, Any] = {}
+
+    def choose(self, layer: ConvLayer) -> Knobs:
+        """Return the settings for a layer; found by timing them if that was not done before."""
+        candidates = options(layer, self._isa)
+        if not self._can_time or len(candidates) == 1:
+            return candidates[0]
+        key = _workload(layer, candidates)
+        best = _read_best(self._known.get(key))
+        if best not in candidates:
+            entry = self._new[key] = self._known[key] = self._time(layer, candidates)
+            best = Knobs(*entry["best"])
+        return best
+
+    def save(self) -> None:
+        """Write what was newly found to the cache."""
+        if self._new:
+            self._cache.write_knobs(self._new)
+            self._new = {}
+
+    def _time(self, layer: ConvLayer, candidates: list[Knobs]) -> dict[str, Any]:
+        runs = [self._runner(layer, knobs) for knobs in candidates]
+        fastest = interleaved_minimum(runs)
+        best = int(np.argmin(fastest))
+        knobs = candidates[best]
+        return {
+            "best": [knobs.form, knobs.lanes, knobs.ocb, knobs.th, knobs.tw],
+            "us": {
+                f"{k.form} {k.ocb}x{k.th}x{k.tw}": round(t * 1e6, 2)
+                for k, t in zip(candidates, fastest, strict=True)
+            },
+        }
+
+    def _runner(self, layer: ConvLayer, knobs: Knobs) -> Callable[[], None]:
+        import tvm
+
+        call = layer.call(knobs)
+        function = self._cache.function(call.kernel)
+        images = [
+            layer.source,
+            *([layer.sink.residual] if layer.sink.residual else []),
+            layer.output,
+        ]
+        source, *residual, output = (tvm.runtime.tensor(np.ones(i.size, i.dtype)) for i in images)
+        *constants, ints, floats = (tvm.runtime.tensor(c) for c in call.constants)
+        arguments = [source, *constants, *residual, ints, floats, output]
+        return lambda: function(*arguments)
+
+
+def interleaved_minimum(
+    runs: list[Callable[[], None]], rounds: int = 6, burst_s: float = 3e-4
+) -> list[float]:
+    """Time functions in turn and return the best time of each, in seconds.
+
+    What slows the machine down hits all of them alike.
+    """
+    bursts = []
+    for run in runs:
+        run()
+        start = time.perf_counter()
+        run()
+        bursts.append(max(1, int(burst_s / max(time.perf_counter() - start, 1e-7))))
+    best = [float("inf")] * len(runs)
+    for _ in range(rounds):
+        for i, (run, burst) in enumerate(zip(runs, bursts, strict=True)):
+            start = time.perf_counter()
+            for _ in range(burst):
+                run()
+            best[i] = min(best[i], (time.perf_counter() - start) / burst)
+    return best
+
+
+def _read_best(entry: Any) -> Knobs | None:
+    """Return the settings in an entry of the table, or None if there are none that make sense."""
+    best = entry.get("best") if isinstance(entry, dict) else None
+    if not isinstance(best, list) or len(best) != len(fields(Knobs)):
+        return None
+    return Knobs(*best)
+
+
+def _workload(layer: ConvLayer, candidates: list[Knobs]) -> str:
+    g, out = layer.geometry, layer.output
+    run = int(layer.runs(8).min()) if layer.is_integer else "f32"
+    sizes = [g.ic, g.oc, *g.kernel, *g.stride, *g.dilation, g.groups, out.n, out.h, out.w]
+    forms = "+".join(sorted({knobs.form for knobs in candidates}))
+    return f"conv {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"

@@ -1,0 +1,145 @@
+"""Convolution and linear layers, and the arguments of a kernel that computes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .image import Image
+from .kernels.conv import FORMS, Knobs, conv_kernel
+from .kernels.depthwise import depthwise_kernel
+from .kernels.epilogue import Epilogue
+from .kernels.script import Kernel
+from .packing import ConvGeometry, pack, proved_runs, segment
+from .sink import Sink
+
+Arguments = list[NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """A kernel with its constant arguments, in the order of its buffers after the input image."""
+
+    kernel: Kernel
+    constants: Arguments
+    output: Image
+
+
+def parameter_arrays(kernel: Kernel, values: dict[str, float]) -> Arguments:
+    """Return the int32 and float32 parameter tensors of a kernel; other values are left out."""
+    ints = np.array([values.get(name, 0) for name in kernel.ints] or [0], np.int32)
+    floats = np.array([values.get(name, 0.0) for name in kernel.floats] or [0], np.float32)
+    return [ints, floats]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConvLayer:
+    """A convolution or linear layer.
+
+    Attributes:
+        geometry: Sizes.
+        weights: OIHW, int8 or float32.
+        bias: int32 in units of input step times weight step (integer layers) or float32; shape
+            `(oc,)`.
+        factor: Real value (float sink) or output steps (uint8 sink) of one unit of the sum; shape
+            `(oc,)`.
+        source: Input image.
+        pads: Top and left padding.
+        output: Output image without variable.
+        sink: What is stored.
+        threads: Threads of the network.
+        fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
+    """
+
+    geometry: ConvGeometry
+    weights: NDArray[np.generic]
+    bias: NDArray[np.generic]
+    factor: NDArray[np.float32]
+    source: Image
+    pads: tuple[int, int]
+    output: Image
+    sink: Sink
+    threads: int
+    fraction: NDArray[np.float32] | None = None
+    _runs: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether sums are integers."""
+        return self.weights.dtype == np.int8
+
+    def runs(self, ocb: int) -> NDArray[np.int32]:
+        """Return the proved s16 run of each block of `ocb` channels."""
+        if ocb not in self._runs:
+            values = segment(self.weights, self.geometry, ocb).values
+            self._runs[ocb] = proved_runs(values, self.source.data_max)
+        return self._runs[ocb]
+
+    @property
+    def _stores(self) -> Epilogue:
+        return replace(self.sink.epilogue, has_fraction=self.fraction is not None)
+
+    def _constants(self, weights: NDArray[Any], table: NDArray[Any]) -> Arguments:
+        """Return the arguments between the input image and the residual."""
+        scales = [self._channels(self.factor)] if self.is_integer else []
+        fraction = [] if self.fraction is None else [self._channels(self.fraction)]
+        table = table.astype(np.int32)
+        return [weights, self._channels(self.bias), *scales, table, *fraction]
+
+    def _channels(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
+        return np.pad(values, (0, self.geometry.ocp - self.geometry.oc))
+
+    def _values(self) -> dict[str, float]:
+        source = self.source
+        stride = self.geometry.stride
+        scale = self.sink.own.scale if self.sink.own else self.sink.scale
+        factor = 1.0 if self.is_integer or self.sink.dtype == "float32" else 1.0 / scale
+        return {
+            **self.output.as_output(),
+            **self.sink.parameters(factor),
+            **{"oc": self.geometry.ocp, "ans": source.plane},
+            **{"ars": source.row * stride[0], "acs": source.cp * stride[1]},
+        }
+
+    def call(self, knobs: Knobs) -> Call:
+        """Return the kernel and its constants for the given settings."""
+        form = FORMS[knobs.form]
+        kernel = conv_kernel(knobs, self._stores, self.threads)
+        cut = segment(self.weights, self.geometry, knobs.ocb)
+        packed, steps = pack(cut, form)
+        offsets = self.geometry.segment_offsets(self.source.row) + self.source.offset(*self.pads)
+        table = [offsets, cut.channel_offsets]
+        if form.name == "rolled":
+            table.append(np.maximum(self.runs(knobs.ocb), 1))
+        values = {
+            **self._values(),
+            **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
+        }
+        constants = self._constants(packed, np.concatenate(table))
+        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)
+
+    # ---- depthwise
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel has a kernel of its own, in images of one channel pitch."""
+        g = self.geometry
+        return g.groups == g.ic == g.oc and g.groups > 1 and self.source.cp == g.ocp
+
+    def depthwise_call(self, isa: str) -> Call:
+        """Return the depthwise kernel and its constants."""
+        g, source = self.geometry, self.source
+        columns = next(c for c in (4, 2, 1) if c <= self.output.w)
+        kernel = depthwise_kernel(source.dtype, isa, columns, self._stores, self.threads)
+        taps = self.weights.reshape(g.oc, -1).T
+        weights = np.zeros((len(taps), g.ocp), np.int32 if self.is_integer else np.float32)
+        weights[:, : g.oc] = taps
+        ys = np.arange(g.kernel[0]) * g.dilation[0] * source.row
+        xs = np.arange(g.kernel[1]) * g.dilation[1] * source.cp
+        table = (ys[:, None] + xs).reshape(-1) + source.offset(*self.pads)
+        constants = self._constants(weights.reshape(-1), table)
+        values = {**self._values(), "taps": len(table)}
+        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)

@@ -1,0 +1,118 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from paredown.evaluators.latency import (
+    LatencyProtocol,
+    RuntimeComparison,
+    compare_runtimes,
+    measure_latency,
+    summarize,
+)
+from paredown.evaluators.measurement import EvaluationError
+from paredown.evaluators.timing import Rounds
+from paredown.evaluators.worker import Worker
+from paredown.hw_profiles.profile import HardwareProfile
+
+QUICK = LatencyProtocol(warm_up_s=0.01, block_s=0.002, budget_s=0.3, limit_s=2.0)
+
+
+def test_summary_by_hand() -> None:
+    rounds = Rounds((10.0, 12.0, 11.0, 13.0), (20.0, 24.0, 22.0, 26.0), n_runs=8)
+    latency = summarize(rounds, tolerance=0.02, threads=1)
+    assert latency.latency_us == 11.5
+    assert latency.baseline_us == 23.0
+    assert latency.ratio == pytest.approx(0.5)
+    assert latency.spread_us == pytest.approx(0.75)
+    assert (latency.n_runs, latency.threads, latency.is_noisy) == (8, 1, False)
+
+
+def test_wide_interval_is_noisy() -> None:
+    rounds = Rounds((10.0, 20.0, 15.0, 13.0), None, n_runs=4)
+    latency = summarize(rounds, tolerance=0.02, threads=1)
+    assert latency.is_noisy
+    assert latency.ratio is None
+
+
+def test_threads_that_had_to_wait_for_cores_are_noise() -> None:
+    rounds = Rounds((10.0,) * 20, (20.0,) * 20, n_runs=20, contention=0.5)
+    assert summarize(rounds, tolerance=0.02, threads=2).is_noisy
+
+
+@pytest.mark.slow
+def test_ratio_repeats(small_net: Path, large_net: Path) -> None:
+    with Worker(preload=["onnxruntime"]) as worker:
+        latencies = [
+            measure_latency(worker, "onnxruntime", small_net, baseline=large_net) for _ in range(5)
+        ]
+    ratios = np.array([latency.ratio for latency in latencies])
+    assert np.all(ratios < 0.9)
+    assert np.ptp(ratios) / np.median(ratios) < 0.1  # 0.02 is usual, but the machine is shared
+
+
+@pytest.mark.slow
+def test_runtimes_are_compared(small_net: Path, profile: HardwareProfile) -> None:
+    pytest.importorskip("openvino")
+    results = compare_runtimes(small_net, ["onnxruntime", "openvino"], profile, 1, QUICK)
+    assert list(results) == ["onnxruntime", "openvino"]
+    first, second = (results[name].latency for name in results)
+    assert first is not None
+    assert second is not None
+    assert first.ratio == 1.0
+    assert second.baseline_us == first.latency_us
+    assert second.ratio == pytest.approx(second.latency_us / first.latency_us, rel=0.3)
+
+
+@pytest.mark.slow
+def test_runtime_that_fails_lets_the_others_go_on(
+    ill_behaved: str, small_net: Path, profile: HardwareProfile
+) -> None:
+    results = compare_runtimes(small_net, [ill_behaved, "onnxruntime"], profile, 1, QUICK)
+    assert results[ill_behaved].latency is None
+    assert "Building 'small.onnx' with ill-behaved failed" in str(results[ill_behaved].error)
+    latency = results["onnxruntime"].latency
+    assert latency is not None
+    assert latency.ratio is None
+
+
+@pytest.mark.slow
+def test_open_batch_is_compared(open_batch_net: Path, profile: HardwareProfile) -> None:
+    results = compare_runtimes(open_batch_net, ["onnxruntime"], profile, 1, QUICK)
+    assert results["onnxruntime"].error is None
+
+
+def test_bad_requests_are_refused_before_any_work(
+    small_net: Path, tmp_path: Path, profile: HardwareProfile
+) -> None:
+    with pytest.raises(ValueError, match="must name each runtime once"):
+        compare_runtimes(small_net, [], profile)
+    with pytest.raises(ValueError, match="must name each runtime once"):
+        compare_runtimes(small_net, ["tvm", "tvm"], profile)
+    with pytest.raises(EvaluationError, match="got 'torch'"):
+        compare_runtimes(small_net, ["torch"], profile)
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(small_net.read_bytes()[:500])
+    with pytest.raises(EvaluationError, match="cut off"):
+        compare_runtimes(cut, ["onnxruntime"], profile)
+
+
+def test_open_size_names_the_input(tmp_path: Path, profile: HardwareProfile) -> None:
+    path = tmp_path / "tokens.onnx"
+    node = helper.make_node("Relu", ["tokens"], ["y"])
+    tokens, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "length"])
+        for name in ("tokens", "y")
+    )
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [tokens], [y])), path)
+    with pytest.raises(EvaluationError, match=r"input 'tokens' has the shape \(1, \?\)"):
+        compare_runtimes(path, ["onnxruntime"], profile)
+
+
+def test_comparison_has_a_latency_or_an_error() -> None:
+    comparison = RuntimeComparison("tvm", None, None, "no luck")
+    with pytest.raises(ValueError, match="either a `latency` or an `error`"):
+        dataclasses.replace(comparison, error=None)
