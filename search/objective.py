@@ -1,0 +1,199 @@
+"""What a candidate is worth: compressed, built, and its accuracy, size and latency measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+
+import onnx
+
+from ..evaluators.accuracy import evaluate
+from ..evaluators.latency import LatencyProtocol, measure_latency
+from ..evaluators.measurement import Latency
+from ..evaluators.runtimes import get_runtime
+from ..evaluators.task import Task
+from ..evaluators.worker import Worker
+from ..hw_profiles.profile import HardwareProfile
+from .candidate import Candidate
+
+if TYPE_CHECKING:
+    from .compression.compressor import CompressedModel
+
+# The baseline stands in every other latency, so it is timed for longer.
+_BASELINE_BUDGET = 3.0
+
+
+class CandidateCompressor(Protocol):
+    """Turns a candidate into a model."""
+
+    def compress(
+        self, candidate: Candidate, report: Callable[[str], None] | None = None
+    ) -> CompressedModel:
+        """Return the compressed model of a candidate, always the same one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """The uncompressed model: what is timed in turns with each candidate, and its latency."""
+
+    artifact: Path
+    latency_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that was measured of one candidate.
+
+    `latency_us` is the ratio to the baseline in the same time window times the baseline's
+    latency: the drift of the machine between trials cancels. `latency` has the raw values.
+    """
+
+    candidate: Candidate
+    accuracy: float
+    size_bytes: int
+    latency_us: float
+    latency_spread_us: float
+    latency: Latency
+    model: Path  # the QDQ ONNX file that was measured
+    artifact: Path  # what the runtime built from it
+
+
+class Objective:
+    """Evaluates candidates one after the other.
+
+    Args:
+        task: Gives the validation data and the metric.
+        compressor: Makes the models.
+        worker: Builds and times them in its own process.
+        runtime: Name of the runtime that counts.
+        profile: The device, with the number of threads.
+        folder: Where models and artifacts are written; the caller removes it.
+        protocol: How latency is measured.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        compressor: CandidateCompressor,
+        worker: Worker,
+        runtime: str,
+        profile: HardwareProfile,
+        folder: Path,
+        protocol: LatencyProtocol | None = None,
+    ) -> None:
+        self._task = task
+        self._compressor = compressor
+        self._worker = worker
+        self._runtime = runtime
+        self._suffix = get_runtime(runtime).suffix
+        self._profile = profile
+        self._folder = folder
+        self._protocol = protocol or LatencyProtocol()
+        self._baseline: Baseline | None = None
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accuracy")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def use_baseline(self, model: onnx.ModelProto, latency_us: float) -> None:
+        """Compare with a baseline that was evaluated in an earlier run.
+
+        Args:
+            model: The uncompressed model.
+            latency_us: Its latency then; all latencies of the study are in proportion to it.
+
+        Raises:
+            EvaluationError: If it cannot be built.
+        """
+        path = self._folder / "baseline.onnx"
+        onnx.save(model, path)
+        self._baseline = Baseline(self._build(path), latency_us)
+
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None] = lambda text: None
+    ) -> Evaluation:
+        """Measure one candidate.
+
+        The first one, without `use_baseline` before it, must be the uncompressed model: it
+        becomes the baseline.
+
+        Args:
+            candidate: What to measure.
+            report: Told which step begins.
+
+        Raises:
+            ParedownError: If a step fails; which types depends on the step.
+        """
+        report("compressing")
+        compressed = self._compressor.compress(candidate, report)
+        path = self._folder / f"{candidate.digest}.onnx"
+        onnx.save(compressed.model, path)
+        # While the worker compiles nothing is timed, so the accuracy may use the other cores.
+        accuracy = self._executor.submit(self._accuracy, compressed)
+        report("compiling")
+        artifact = self._build(path)
+        if not accuracy.done():
+            report("accuracy")
+        value = accuracy.result()
+        report("measuring")
+        return self._with_latency(candidate, value, compressed.size_bytes, path, artifact)
+
+    def _accuracy(self, compressed: CompressedModel) -> float:
+        return evaluate(compressed.module, self._task.validation, self._task.metric)
+
+    def _build(self, model: Path) -> Path:
+        artifact = model.with_suffix(self._suffix)
+        if artifact == model:  # a runtime whose artifacts are ONNX files too
+            artifact = model.with_suffix(f".built{self._suffix}")
+        self._worker.build(self._runtime, model, artifact, self._profile)
+        return artifact
+
+    def _with_latency(
+        self, candidate: Candidate, accuracy: float, size_bytes: int, model: Path, artifact: Path
+    ) -> Evaluation:
+        baseline, protocol = self._baseline, self._protocol
+        if baseline is None:
+            protocol = replace(protocol, budget_s=protocol.budget_s * _BASELINE_BUDGET)
+        latency = measure_latency(
+            self._worker,
+            self._runtime,
+            artifact,
+            baseline=None if baseline is None else baseline.artifact,
+            threads=self._profile.threads,
+            protocol=protocol,
+        )
+        if baseline is None:
+            self._baseline = Baseline(artifact, latency.latency_us)
+            latency_us = latency.latency_us
+        else:
+            assert latency.ratio is not None
+            latency_us = latency.ratio * baseline.latency_us
+        return Evaluation(
+            candidate,
+            accuracy,
+            size_bytes,
+            latency_us,
+            latency.spread_us * latency_us / latency.latency_us,
+            latency,
+            model,
+            artifact,
+        )
+
+    def discard(self, evaluation: Evaluation) -> None:
+        """Delete the files of an evaluation, unless later ones are compared with it."""
+        evaluation.model.unlink(missing_ok=True)
+        if self._baseline is None or evaluation.artifact != self._baseline.artifact:
+            evaluation.artifact.unlink(missing_ok=True)

@@ -1,0 +1,164 @@
+"""Training of torch modules on data in memory: base models and fine-tuning of candidates."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..evaluators.task import Data
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+Report = Callable[[str], None]
+
+_WARMUP_SHARE = 0.1  # of all steps
+
+
+class TrainingError(ValueError):
+    """Training cannot start or diverged."""
+
+
+def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy for class indices, the mean squared error for anything else."""
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets)
+    return F.cross_entropy(outputs, targets)
+
+
+def distillation_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Distance to a teacher's outputs, which are given as targets.
+
+    For scores of shape `(n, n_classes)` the Kullback-Leibler divergence, for others the mean
+    squared error.
+
+    References:
+        Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015.
+    """
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return F.mse_loss(outputs, targets)
+    return F.kl_div(
+        F.log_softmax(outputs, dim=1),
+        F.log_softmax(targets, dim=1),
+        log_target=True,
+        reduction="batchmean",
+    )
+
+
+def train(
+    module: nn.Module,
+    data: Data,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int = 128,
+    seed: int = 0,
+    weight_decay: float = 5e-4,
+    optimizer: Literal["sgd", "adamw"] = "sgd",
+    loss: Loss = default_loss,
+    augment: Augment | None = None,
+    report: Report | None = None,
+) -> None:
+    """Train all parameters of a module in place and leave it in evaluation mode.
+
+    The learning rate rises linearly over the first tenth of the steps and falls along a cosine to
+    zero. Vectors (biases, norms, scales) are not decayed. The result depends on the arguments
+    and the number of threads alone, not on the global random state.
+
+    Args:
+        module: Maps a batch of inputs to outputs.
+        data: Samples and what the loss compares outputs with.
+        epochs: Passes over the data.
+        lr: Largest learning rate.
+        batch_size: Samples of one step; an incomplete last batch is dropped if there are others.
+        seed: Fixes the order of samples, the augmentation and dropout.
+        weight_decay: Decay of matrices and kernels.
+        optimizer: SGD with Nesterov momentum of 0.9, or AdamW.
+        loss: Function of outputs and targets.
+        augment: Changes a batch of inputs; it draws from the generator that it is given.
+        report: Called after each epoch with a line of text.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        TrainingError: If the loss becomes NaN or infinite.
+    """
+    if epochs < 0 or batch_size < 1 or not lr > 0:
+        raise ValueError(
+            "`epochs` must be >= 0, `batch_size` >= 1 and `lr` > 0, but got "
+            f"{epochs}, {batch_size} and {lr}."
+        )
+    batch_size = min(batch_size, len(data))
+    n_steps = epochs * (len(data) // batch_size)
+    if not n_steps:
+        return
+    update = _make_optimizer(module, optimizer, lr, weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(update, lambda step: _rate(step, n_steps))
+    generator = torch.Generator().manual_seed(seed)
+
+    def run_epoch() -> float:
+        losses = []
+        for inputs, targets in _batches(data, batch_size, generator):
+            value = loss(module(augment(inputs, generator) if augment else inputs), targets)
+            update.zero_grad()
+            value.backward()
+            update.step()
+            schedule.step()
+            losses.append(value.detach())
+        return torch.stack(losses).mean().item()
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module.train()
+        for epoch in range(1, epochs + 1):
+            start = time.monotonic()
+            mean = run_epoch()
+            _check_loss(mean, epoch, lr)
+            if report is not None:
+                seconds = time.monotonic() - start
+                report(f"epoch {epoch} of {epochs}: loss {mean:.4f}, {seconds:.1f} s")
+    module.eval()
+
+
+def _check_loss(loss: float, epoch: int, lr: float) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss must stay finite, but is {loss} in epoch {epoch} with a learning rate of "
+            f"{lr}. Lower the learning rate."
+        )
+
+
+def _rate(step: int, n_steps: int) -> float:
+    warmup = max(1, int(_WARMUP_SHARE * n_steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, n_steps - warmup)))
+
+
+def _make_optimizer(
+    module: nn.Module, name: str, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    raise ValueError(f"`optimizer` must be 'sgd' or 'adamw', but got '{name}'.")
+
+
+def _batches(
+    data: Data, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.randperm(len(data), generator=generator)
+    for rows in order.split(batch_size):
+        if len(rows) == batch_size:
+            yield data.inputs[rows], data.targets[rows]

@@ -1,0 +1,115 @@
+"""With the real parts, and ONNX Runtime to build and run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from paredown.evaluators.measurement import EvaluationError
+from paredown.evaluators.task import Data, Task
+from paredown.evaluators.timing import LatencyProtocol
+from paredown.evaluators.worker import Worker
+from paredown.hw_profiles import load_profile
+from paredown.search.compression.compressor import Compressor
+from paredown.search.objective import Objective
+from paredown.search.space import SearchSpace
+
+pytestmark = pytest.mark.slow
+
+RUNTIME = "onnxruntime"
+PROTOCOL = LatencyProtocol(budget_s=0.1, warm_up_s=0.01, tolerance=0.05)
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 64, 4),
+    ).eval()
+    inputs = torch.randn(32, 1, 8, 8)
+    with torch.no_grad():
+        targets = model(inputs).argmax(dim=1)
+    return Task("small", model, inputs[:1], inputs, Data(inputs, targets))
+
+
+@pytest.fixture(scope="module")
+def space(task: Task) -> SearchSpace:
+    return SearchSpace.from_model(task.model, task.example_input, load_profile("local"))
+
+
+@pytest.fixture(scope="module")
+def compressor(task: Task, space: SearchSpace) -> Compressor:
+    return Compressor(task, space)
+
+
+@pytest.fixture
+def objective(task: Task, compressor: Compressor, tmp_path: Path) -> Iterator[Objective]:
+    profile = load_profile("local")
+    with (
+        Worker(profile.threads, preload=(RUNTIME,)) as worker,
+        Objective(task, compressor, worker, RUNTIME, profile, tmp_path, PROTOCOL) as objective,
+    ):
+        yield objective
+
+
+def test_first_candidate_becomes_the_baseline(objective: Objective, space: SearchSpace) -> None:
+    steps: list[str] = []
+
+    baseline = objective.evaluate(space.baseline(), steps.append)
+    smaller = objective.evaluate(space.uniform(8))
+
+    assert steps[0] == "compressing"
+    assert steps[-1] == "measuring"
+    assert baseline.accuracy == 1.0
+    assert baseline.latency.ratio is None
+    assert baseline.latency_us == baseline.latency.latency_us
+    assert smaller.size_bytes < baseline.size_bytes / 3
+    assert smaller.latency.ratio is not None
+    assert smaller.latency_us == smaller.latency.ratio * baseline.latency_us
+    onnx.checker.check_model(onnx.load(smaller.model))
+
+
+def test_baseline_of_an_earlier_run_keeps_its_latency(
+    objective: Objective, compressor: Compressor, space: SearchSpace
+) -> None:
+    objective.use_baseline(compressor.compress(space.baseline()).model, latency_us=1000.0)
+
+    again = objective.evaluate(space.baseline())
+
+    assert again.latency.ratio is not None
+    assert again.latency.ratio == pytest.approx(1.0, rel=0.2)
+    assert again.latency_us == again.latency.ratio * 1000.0
+
+
+def test_files_are_discarded_but_for_the_baseline(
+    objective: Objective, space: SearchSpace
+) -> None:
+    baseline = objective.evaluate(space.baseline())
+    smaller = objective.evaluate(space.uniform(8))
+
+    objective.discard(baseline)
+    objective.discard(smaller)
+
+    assert not baseline.model.exists()
+    assert baseline.artifact.exists()
+    assert not smaller.artifact.exists()
+
+
+def test_failure_leaves_the_objective_usable(
+    objective: Objective, space: SearchSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective.evaluate(space.baseline())
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx, "save", lambda model, path: Path(path).write_bytes(b"no model"))
+        with pytest.raises(EvaluationError):
+            objective.evaluate(space.uniform(8))
+
+    assert objective.evaluate(space.uniform(7)).accuracy > 0
