@@ -1,0 +1,81 @@
+"""`paredown profiles`: the hardware profiles, and the one of this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import TextFormatOption, print_json, results
+
+if TYPE_CHECKING:
+    from ...hw_profiles.profile import HardwareProfile
+
+profiles_app = typer.Typer(no_args_is_help=True, help="Show the hardware profiles.")
+
+
+@profiles_app.command("list")
+def list_command(output: TextFormatOption = "table") -> None:
+    """List the profiles of the catalog.
+
+    Example: paredown profiles list
+    """
+    from rich.table import Table
+
+    from ...hw_profiles import list_profiles
+
+    profiles = list_profiles()
+    if output == "json":
+        print_json([_plain(profile) for profile in profiles])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "arch", "kernels", "threads", "connection", "description"):
+        table.add_column(column, overflow="fold")
+    for profile in profiles:
+        table.add_row(
+            profile.name,
+            profile.arch,
+            profile.isa,
+            str(profile.threads),
+            profile.connection,
+            profile.description,
+        )
+    results().print(table)
+
+
+@profiles_app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name, or path of a TOML file.")],
+    output: TextFormatOption = "table",
+) -> None:
+    """Show one profile as TOML, the form in which it can be edited and used.
+
+    Example: paredown profiles show local > board.toml
+    """
+    from ...hw_profiles import load_profile
+
+    _print(load_profile(name), output)
+
+
+@profiles_app.command("detect")
+def detect_command(output: TextFormatOption = "table") -> None:
+    """Detect this machine and show its profile.
+
+    Example: paredown profiles detect
+    """
+    from ...hw_profiles import detect_profile
+
+    _print(detect_profile(), output)
+
+
+def _print(profile: HardwareProfile, output: str) -> None:
+    if output == "json":
+        print_json(_plain(profile))
+    else:
+        print(profile.to_toml(), end="")
+
+
+def _plain(profile: HardwareProfile) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(profile.to_toml())

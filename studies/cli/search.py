@@ -1,0 +1,191 @@
+"""`paredown search`: run a study, or go on with it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .options import DEFAULT_STORAGE, TextFormatOption, messages, print_json, results
+
+if TYPE_CHECKING:
+    from ..config import StudyConfig
+    from ..observer import StopSignal
+    from ..records import StudyRecord
+
+INTERRUPTED = 130
+
+
+def search(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[STUDY.TOML]", help="Study file; options override what it says."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="digits, fashion-mnist, or path/to/task.py:make_task."),
+    ] = None,
+    study: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the study; default: the task's.")
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Finished trials of the study, over all its runs (60)."),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Begin no trial after this time.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of all randomness (0).")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Optuna storage (sqlite:///paredown.db)."),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Hardware profile, or its TOML file (local)."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of an inference; default: the profile's.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the task's data.")
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Runtime whose latency counts (tvm).")
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="tpe, nsga2, nsga3, gp, qmc or random (tpe)."),
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
+    ] = None,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Least accuracy of a feasible trial.")
+    ] = None,
+    max_latency_us: Annotated[
+        float | None, typer.Option(help="Largest latency of a feasible trial.")
+    ] = None,
+    max_size_bytes: Annotated[
+        int | None, typer.Option(help="Largest size of a feasible trial.")
+    ] = None,
+    output: TextFormatOption = "table",
+) -> None:
+    """Search pruning ratios and bit widths of a trained model on a device.
+
+    Ctrl-C ends after the trial in hand, a second one at once. The same command goes on with the
+    study.
+
+    Example: paredown search --task digits --trials 60 --min-accuracy 0.98
+    """
+    if file is not None and not file.is_file():
+        raise typer.BadParameter(f"Study file '{file}' does not exist. A task goes after --task.")
+    if file is None and task is None:
+        raise typer.BadParameter("Give --task TASK or a study file. See --help for examples.")
+    from ..config import make_config
+
+    config = make_config(
+        {
+            "task": task,
+            "study": study,
+            "trials": trials,
+            "timeout": timeout,
+            "seed": seed,
+            "storage": storage,
+            "profile": profile,
+            "threads": threads,
+            "data": None if data is None else str(data),
+            "runtime": runtime,
+            "sampler": sampler,
+            "calibration": calibration,
+            "finetune_epochs": finetune_epochs,
+            "constraints": {
+                "min_accuracy": min_accuracy,
+                "max_latency_us": max_latency_us,
+                "max_size_bytes": max_size_bytes,
+            },
+        },
+        file,
+    )
+    record = _run(config)
+    if output == "json":
+        from ..front import front_json
+
+        print_json(front_json(record))
+    else:
+        _print_result(record, config)
+
+
+def _run(config: StudyConfig) -> StudyRecord:
+    """Run the study with its display and the handling of Ctrl-C."""
+    console = messages()
+    from ..observer import StopSignal
+    from ..progress import make_progress
+
+    with make_progress(console) as progress:
+        progress.preparing("starting")
+        from ..engine import run_study
+
+        def say() -> None:
+            progress.message(
+                "Ending after the trial in hand; Ctrl-C again stops at once. The same command "
+                "goes on with the study."
+            )
+
+        stop = StopSignal(say)
+        with _interrupts(stop):
+            try:
+                return run_study(config, observer=progress, stop=stop)
+            except KeyboardInterrupt:
+                progress.message("Stopped. The same command goes on with the study.")
+                raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _interrupts(stop: StopSignal) -> Iterator[None]:
+    """Let Ctrl-C end the study after the trial in hand, a second one or SIGTERM at once."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop.interrupt(at_once=number == signal.SIGTERM)
+
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_result(record: StudyRecord, config: StudyConfig) -> None:
+    from ..front import front_table
+
+    console = results()
+    front = record.front()
+    console.print(front_table(record))
+    console.print(
+        f"\n{len(front)} points on the front of study '{record.name}' after {record.n_finished} "
+        "trials.",
+        highlight=False,
+    )
+    if not front:
+        console.print("No trial meets the constraints; `--all` of `paredown front` shows them.")
+        return
+    storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
+    pick = "min:latency_us"
+    if record.metric_name == "accuracy" and record.baseline is not None:
+        pick = f"accuracy>={record.baseline.values[0] - 0.005:.4f},{pick}"
+    for command in (
+        f"paredown report {record.name} -o report.html{storage}",
+        f'paredown export {record.name} --pick "{pick}" -o bundle{storage}',
+    ):
+        console.print(f"  {command}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,228 @@
+"""A study from its options to its record: everything checked first, then run."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from ..evaluators.task import Task, check_task
+from ..evaluators.worker import Worker
+from ..hw_profiles.profile import HardwareProfile
+from ..search.compression.calibration import CalibrationMethod
+from ..search.compression.compressor import CompressionSettings, Compressor
+from ..search.objective import Objective
+from ..search.samplers import make_sampler
+from ..search.space import SearchSpace, SpaceSettings
+from .checks import (
+    check_constraints,
+    check_profile,
+    check_same_study,
+    check_settings,
+    check_task_bounds,
+)
+from .config import StudyConfig
+from .errors import StudyError
+from .observer import Observer, StopSignal
+from .records import StudyRecord, StudySettings
+from .storage import (
+    create_study,
+    has_study,
+    load_model,
+    load_optuna_study,
+    open_storage,
+    read_study,
+    storage_errors,
+)
+from .tasks import BUILTIN_TASKS, check_task_spec, load_task
+from .trials import TrialLoop, mark_interrupted
+
+
+def run_study(
+    config: StudyConfig, *, observer: Observer | None = None, stop: StopSignal | None = None
+) -> StudyRecord:
+    """Run a study, or go on with it, until it has the asked number of finished trials.
+
+    Args:
+        config: All options.
+        observer: Told what happens.
+        stop: Ends the run early; see `StopSignal`.
+
+    Returns:
+        The study as it stands in the storage afterwards.
+
+    Raises:
+        ParedownError: If an option or the task is wrong (no work is begun then), the
+            uncompressed model cannot be evaluated, or too many trials in a row fail.
+        KeyboardInterrupt: If the study was stopped at once.
+    """
+    observer, stop = observer or Observer(), stop or StopSignal()
+    deadline = None if config.timeout is None else time.monotonic() + config.timeout
+    wanted = _describe(config, check_profile(config))
+    check_task_bounds(config)
+    check_settings(wanted.settings)
+    storage = open_storage(config.storage)
+    if has_study(storage, wanted.name):
+        found = read_study(storage, wanted.name)
+        check_same_study(found, wanted)
+        if found.n_finished >= config.trials:
+            observer.message(
+                f"Study '{found.name}' has its {config.trials} trials already; ask for more "
+                "with --trials."
+            )
+            return found
+    with (
+        TemporaryDirectory(prefix="paredown-") as folder,
+        Worker(wanted.threads, preload=(config.runtime,)) as worker,
+    ):
+        worker.start()  # its imports overlap with the training of the base model
+        run = _prepare(wanted, storage, observer)
+        with Objective(
+            run.task, run.compressor, worker, config.runtime, wanted.profile, Path(folder)
+        ) as objective:
+            with storage_errors(storage.url):
+                loop = run.loop(objective, observer, stop)
+                observer.started(loop.refresh(), config.trials)
+                loop.run(config.trials, deadline)
+    return read_study(storage, wanted.name)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the trials of a run share."""
+
+    record: StudyRecord
+    storage: RDBStorage
+    task: Task
+    space: SearchSpace
+    compressor: Compressor
+
+    def loop(self, objective: Objective, observer: Observer, stop: StopSignal) -> TrialLoop:
+        """Return the loop, ready to run: stale trials marked, the baseline built."""
+        settings, name = self.record.settings, self.record.name
+        # A resumed sampler must not repeat the draws of the run before it.
+        seed = np.random.SeedSequence([settings.seed, len(self.record.trials)])
+        sampler = make_sampler(settings.sampler, int(seed.generate_state(1)[0]))
+        study = load_optuna_study(self.storage, name, sampler)
+        n_stale = mark_interrupted(study, self.storage)
+        if n_stale:
+            observer.message(f"{n_stale} trial(s) of an interrupted run are marked as failed.")
+        baseline = self.record.baseline
+        if baseline is not None:
+            observer.preparing("building the uncompressed model")
+            assert baseline.latency_us is not None
+            objective.use_baseline(load_model(self.record, baseline), baseline.latency_us)
+        return TrialLoop(study, self.storage, self.record, self.space, objective, observer, stop)
+
+
+def _describe(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
+    """Return the study that the options ask for, as far as it is known without its task."""
+    spec = check_task_spec(config.task)
+    settings = config.settings()
+    if settings.data_dir is not None:
+        settings = replace(settings, data_dir=str(Path(settings.data_dir).resolve()))
+    return StudyRecord(
+        name=config.study or _default_name(spec),
+        task=spec,
+        metric_name="",
+        higher_is_better=True,
+        profile=profile,
+        threads=profile.threads,
+        settings=settings,
+        baseline=None,
+        trials=(),
+    )
+
+
+def _default_name(spec: str) -> str:
+    # The user's own task has its name only once it is loaded; its function names the study.
+    return spec if spec in BUILTIN_TASKS else Path(spec.rpartition(":")[0]).stem
+
+
+def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _Run:
+    """Load the task, find the space, check both against the options and the stored study."""
+    settings = wanted.settings
+    observer.preparing("loading the task")
+    # The base model stands for the user's trained one: the study's seed leaves it as it is.
+    task = load_task(wanted.task, data_dir=settings.data_dir, report=observer.preparing)
+    observer.preparing("checking the task")
+    check_task(task)
+    check_constraints(settings.constraints, metric_name=task.metric_name)
+    space = SearchSpace.from_model(
+        task.model, task.example_input, wanted.profile, _space_settings(settings, wanted.profile)
+    )
+    observer.preparing("exporting the model")
+    compressor = _compressor(settings, task, space)
+    _check_smallest(settings, space, task)
+    record = replace(
+        wanted,
+        metric_name=task.metric_name,
+        higher_is_better=task.higher_is_better,
+        task_digest=digest_task(task),
+        space_digest=space.digest,
+    )
+    if has_study(storage, record.name):
+        found = read_study(storage, record.name)
+        check_same_study(found, record)
+        record = replace(found, settings=settings)
+    else:
+        create_study(storage, record)
+        record = read_study(storage, record.name)
+    return _Run(record, storage, task, space, compressor)
+
+
+def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
+    return SpaceSettings(
+        max_pruning_ratio=settings.max_pruning_ratio,
+        weight_bits=settings.weight_bits,
+        activation_bits=settings.activation_bits or profile.activation_bits,
+        include_float=settings.include_float,
+    )
+
+
+def _compressor(settings: StudySettings, task: Task, space: SearchSpace) -> Compressor:
+    epochs = settings.finetune_epochs
+    chosen = CompressionSettings(
+        finetune_epochs=task.finetune_epochs if epochs is None else epochs
+    )
+    if settings.calibration != "default":
+        # `check_settings` has seen the name.
+        chosen = replace(chosen, calibration=cast(CalibrationMethod, settings.calibration))
+    try:
+        return Compressor(task, space, chosen, settings.seed)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
+
+
+def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> None:
+    if settings.constraints.max_size_bytes is None:
+        return
+    compressor = _compressor(replace(settings, finetune_epochs=0), task, space)
+    # The least that is asked for has the smallest option of each choice nearest to it.
+    smallest = compressor.compress(space.uniform(0, 0, pruning_ratio=1.0))
+    check_constraints(
+        settings.constraints,
+        metric_name=task.metric_name,
+        smallest_size_bytes=smallest.size_bytes,
+    )
+
+
+def digest_task(task: Task) -> str:
+    """Return 16 hexadecimal digits that change with the task's weights and its data."""
+    digest = hashlib.sha256()
+    tensors = {
+        **{f"model.{name}": tensor for name, tensor in task.model.state_dict().items()},
+        "calibration": task.calibration,
+        "validation.inputs": task.validation.inputs,
+        "validation.targets": task.validation.targets,
+    }
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,138 @@
+"""The report's tables: the front, the failures, the settings."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from .records import TrialRecord
+from .report_view import DASH, TIMES, ReportView, bits_text, mean_bits, mean_pruning_ratio
+
+
+def render_facts(pairs: Iterable[tuple[str, str]], css_class: str) -> str:
+    """Return a list of names and values."""
+    rows = (f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in pairs)
+    return f'<dl class="{css_class}">{"".join(rows)}</dl>'
+
+
+def render_table(view: ReportView) -> str:
+    """Return the sortable table of the front."""
+    if not view.front:
+        return ""
+    change = "Δ points" if view.is_share else "Change"
+    columns = ["Trial", html.escape(view.accuracy.title), change, view.latency.title, "Speed-up",
+               view.size.title, "Shrink", "Weight bits", "Pruned (%)"]  # fmt: skip
+    heads = "".join(
+        f'<th aria-sort="{"ascending" if i == 3 else "none"}"><button>{name}</button></th>'
+        for i, name in enumerate(columns)
+    )
+    rows = "".join(_row(view, trial) for trial in view.front)
+    if view.baseline is not None and view.baseline not in view.front:
+        rows += _row(view, view.baseline)
+    return (
+        "<section><h2>The front</h2>"
+        '<p class="note">Sort by any column; the last one exports the point as a model that runs '
+        f'as measured.</p><div class="scroll"><table id="front-table"><thead><tr>{heads}'
+        f'<th class="left plain">Export</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        "</section>"
+    )
+
+
+def _row(view: ReportView, trial: TrialRecord) -> str:
+    record = view.record
+    accuracy, size, latency = trial.values
+    speedup, shrink = record.speedup(trial), record.shrink(trial)
+    spread = ""
+    if trial.latency_spread_us is not None:
+        number = view.latency.number(trial.latency_spread_us)
+        spread = f' <span class="soft">± {number:,.{view.latency.digits}f}</span>'
+
+    def bare(text: str, unit: str) -> str:
+        return text.removesuffix(f" {unit}") if unit else text
+
+    ratio = mean_pruning_ratio(trial.candidate)
+    cells = [
+        (trial.number, str(trial.number) + (" (float)" if trial.is_baseline else "")),
+        (accuracy, bare(view.accuracy.text(accuracy), view.accuracy.unit)),
+        (view.change(trial) or 0.0, view.change_text(trial)),
+        (latency, bare(view.latency.text(latency), view.latency.unit) + spread),
+        (speedup or 0.0, DASH if speedup is None else f"{speedup:.2f}{TIMES}"),
+        (size, bare(view.size.text(size), view.size.unit)),
+        (shrink or 0.0, DASH if shrink is None else f"{shrink:.2f}{TIMES}"),
+        (mean_bits(trial.candidate), bits_text(trial.candidate)),
+        (ratio, f"{100 * ratio:.0f}"),
+    ]
+    tds = "".join(f'<td data-value="{value!r}">{text}</td>' for value, text in cells)
+    head, _, tail = html.escape(view.export_command(trial)).partition(" --trial ")
+    command = f"<span>{head}</span> <span>--trial {tail}</span>"  # two lines where it is narrow
+    return (
+        f'<tr data-trial="{trial.number}">{tds}<td class="left">'
+        f'<div class="command"><code>{command}</code><button class="copy">Copy</button></div>'
+        "</td></tr>"
+    )
+
+
+def render_failures(view: ReportView) -> str:
+    """Return the failed trials by their reason."""
+    if not view.failed:
+        return ""
+    reasons: dict[str, list[TrialRecord]] = {}
+    for trial in view.failed:
+        reasons.setdefault(trial.error or "no reason was recorded", []).append(trial)
+    items = []
+    for reason, trials in reasons.items():
+        first, _, rest = reason.strip().partition("\n")
+        numbers = ", ".join(str(trial.number) for trial in trials)
+        more = f"<pre>{html.escape(rest.strip())}</pre>" if rest.strip() else ""
+        which = "Trial" if len(trials) == 1 else "Trials"
+        items.append(
+            f"<details{' open' if not more else ''}><summary>{which} {numbers}"
+            f'<span class="soft">{html.escape(first)}</span></summary>{more}</details>'
+        )
+    return (
+        f'<section><h2>Failed trials</h2><p class="note">{len(view.failed)} of '
+        f"{view.record.n_finished} trials failed; the study went on.</p>"
+        f"{''.join(items)}</section>"
+    )
+
+
+def render_settings(view: ReportView) -> str:
+    """Return how the numbers came about."""
+    record, settings = view.record, view.record.settings
+    bounds = settings.constraints
+    pairs = [
+        ("Profile", record.profile.name),
+        ("CPU target", str(record.profile.target.get("mcpu", record.profile.arch))),
+        ("Runtime", settings.runtime),
+        ("Threads", str(record.threads)),
+        ("Sampler", settings.sampler),
+        ("Seed", str(settings.seed)),
+        ("Calibration", settings.calibration),
+        ("Fine-tuning", _epochs(settings.finetune_epochs)),
+        ("Largest pruning ratio", f"{settings.max_pruning_ratio:g}"),
+        ("Weight bits", _widths(settings.weight_bits, settings.include_float)),
+    ]
+    if bounds.min_accuracy is not None:
+        pairs.append(("Accuracy bound", f"{bounds.min_accuracy:g}"))
+    if bounds.max_latency_us is not None:
+        pairs.append(("Largest latency", f"{bounds.max_latency_us:g} µs"))
+    if bounds.max_size_bytes is not None:
+        pairs.append(("Largest size", f"{bounds.max_size_bytes:,} bytes"))
+    return (
+        '<section><h2>How it was measured</h2><p class="note">Latency is a median over rounds '
+        "that alternate with the float model in the same window, in a process of its own; the "
+        "drift of the machine cancels in the ratio. Size counts parameters at their bit width "
+        "with scales and biases. Accuracy is that of the exported file on the whole validation "
+        f'set.</p><div class="panel">{render_facts(pairs, "settings")}</div></section>'
+    )
+
+
+def _epochs(epochs: int | None) -> str:
+    if epochs is None:
+        return "the task's own"
+    return f"{epochs} epoch{'s' if epochs != 1 else ''}" if epochs else "none"
+
+
+def _widths(bits: tuple[int, ...] | None, include_float: bool) -> str:
+    text = "all of the profile" if bits is None else ", ".join(map(str, bits))
+    return f"{text}, or float" if include_float else text

@@ -1,0 +1,297 @@
+"""The loop of a study: ask for a candidate, evaluate it, write down what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from ..hw_profiles.errors import ParedownError
+from ..search.candidate import Candidate
+from ..search.objective import Evaluation
+from ..search.space import SearchSpace
+from .errors import StudyError
+from .observer import Observer, StopSignal
+from .processes import is_dead, this_process
+from .records import INTERRUPTED, StudyRecord, TrialRecord
+from .storage import save_model, set_trial_attributes, trial_id_of, trial_record
+
+MAX_FAILURES_IN_A_ROW = 5
+MAX_REPEATS_IN_A_ROW = 5
+MAX_RANDOM_DRAWS = 1000
+# A trial without a process's mark is one that was killed within moments of its start.
+_UNMARKED_S = 10.0
+UNIFORM_BITS = (8, 7, 4)
+
+
+class Evaluator(Protocol):
+    """Measures candidates; `Objective` does, and the tests have one that pretends."""
+
+    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
+        """Measure one candidate, telling `report` which step begins."""
+        ...
+
+    def discard(self, evaluation: Evaluation) -> None:
+        """Delete the files of an evaluation."""
+        ...
+
+
+class TrialLoop:
+    """Runs trials of one study until enough have finished.
+
+    Everything a trial yields is written before the trial is told to be complete, so a kill at any
+    moment leaves it either finished with all its values, or unfinished and marked so later.
+
+    Args:
+        study: Optuna's study.
+        storage: Where it lives.
+        record: The study's description, with the trials that exist already.
+        space: What may be chosen.
+        objective: Evaluates candidates.
+        observer: Told what happens.
+        stop: Tells when to end.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: RDBStorage,
+        record: StudyRecord,
+        space: SearchSpace,
+        objective: Evaluator,
+        observer: Observer,
+        stop: StopSignal,
+    ) -> None:
+        self._study = study
+        self._storage = storage
+        self._record = record
+        self._space = space
+        self._objective = objective
+        self._observer = observer
+        self._stop = stop
+        self._planned = planned_candidates(space)
+        self._rng = np.random.default_rng([record.settings.seed, len(record.trials)])
+        self._n_repeats = 0
+        self._n_failures = 0
+
+    def run(self, n_trials: int, deadline: float | None) -> None:
+        """Run trials until `n_trials` have finished, the deadline passes, or a stop is asked for.
+
+        Args:
+            n_trials: Finished trials of the study, those of earlier runs included.
+            deadline: Time by `time.monotonic` after which no trial begins.
+
+        Raises:
+            StudyError: If the uncompressed model, or too many trials in a row, fail.
+            KeyboardInterrupt: If the second interrupt came; the trial in hand is marked failed.
+        """
+        while self.refresh().n_finished < n_trials and not self._stop.is_requested:
+            if deadline is not None and time.monotonic() >= deadline:
+                self._observer.message("The time limit is reached.")
+                return
+            with self._stop.in_trial():
+                if not self._run_trial():
+                    self._observer.message(
+                        "Every candidate that could be found in the search space is evaluated."
+                    )
+                    return
+
+    def refresh(self) -> StudyRecord:
+        """Read the trials again: another process may run some of the same study."""
+        known = {trial.number: trial for trial in self._record.trials if trial.state != "running"}
+        trials = tuple(
+            known.get(trial.number) or trial_record(trial)
+            for trial in self._study.get_trials(deepcopy=False)
+            if trial.state is not TrialState.WAITING
+        )
+        baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
+        self._record = replace(self._record, trials=trials, baseline=baseline)
+        return self._record
+
+    def _run_trial(self) -> bool:
+        """Run one trial; False if no new candidate can be found."""
+        known = self._known()
+        asked = self._ask(known)
+        if asked is None:
+            return False
+        trial, candidate = asked
+        same = known.get(candidate.digest)
+        if same is not None:
+            self._n_repeats += 1
+            self._finish_duplicate(trial, candidate, same)
+            return True
+        self._n_repeats = 0
+        self._observer.trial_started(trial.number, candidate)
+        start = time.monotonic()
+        try:
+            evaluation = self._objective.evaluate(
+                candidate, lambda step: self._observer.trial_step(trial.number, step)
+            )
+        except KeyboardInterrupt:
+            self._fail(trial, candidate, INTERRUPTED, start)
+            raise
+        except OSError as error:
+            # A full disk or the like is no fault of the candidate.
+            self._fail(trial, candidate, f"{INTERRUPTED}: {error}", start)
+            raise
+        except Exception as error:  # whatever a candidate provokes is a result of its trial
+            self._fail(trial, candidate, _reason(error), start)
+            self._after_failure(trial.number, candidate)
+            return True
+        with self._stop.shield():
+            self._complete(trial, evaluation, start)
+        self._n_failures = 0
+        return True
+
+    def _known(self) -> dict[str, TrialRecord]:
+        """Return the trials whose result is known, by the candidate's digest."""
+        return {
+            trial.candidate.digest: trial
+            for trial in self._record.trials
+            if trial.candidate is not None and trial.is_finished
+        }
+
+    def _ask(self, known: dict[str, TrialRecord]) -> tuple[optuna.Trial, Candidate] | None:
+        wanted = next((c for c in self._planned if c.digest not in known), None)
+        if wanted is None and self._n_repeats >= MAX_REPEATS_IN_A_ROW:
+            wanted = self._draw_new(known)
+            if wanted is None:
+                return None
+        if wanted is not None:
+            self._study.enqueue_trial(self._params(wanted), {"planned": wanted.to_json()})
+        trial = self._study.ask()
+        trial.set_user_attr("process", this_process())
+        candidate = self._space.suggest(trial)
+        # The queue may hold a candidate that a killed run left there; it comes first then.
+        planned = trial.user_attrs.get("planned")
+        return trial, candidate if planned is None else Candidate.from_json(planned)
+
+    def _draw_new(self, known: dict[str, TrialRecord]) -> Candidate | None:
+        for _ in range(MAX_RANDOM_DRAWS):
+            candidate = self._space.random(self._rng)
+            if candidate.digest not in known:
+                return candidate
+        return None
+
+    def _params(self, candidate: Candidate) -> dict[str, int]:
+        # A space without float has no parameters for the baseline: it stands at the nearest ones.
+        is_outside = candidate == self._space.baseline() and any(
+            32 not in layer.weight_bits for layer in self._space.layers
+        )
+        return self._space.params(self._space.uniform(32) if is_outside else candidate)
+
+    def _complete(self, trial: optuna.Trial, evaluation: Evaluation, start: float) -> None:
+        attributes = {
+            "candidate": evaluation.candidate.to_json(),
+            "accuracy": evaluation.accuracy,
+            "size_bytes": evaluation.size_bytes,
+            "latency_us": evaluation.latency_us,
+            "latency_spread_us": evaluation.latency_spread_us,
+            "latency": evaluation.latency.to_json(),
+            "is_baseline": evaluation.candidate == self._space.baseline(),
+            "model_file": save_model(self._storage, trial, evaluation.model),
+            "seconds": time.monotonic() - start,
+        }
+        self._objective.discard(evaluation)
+        self._write(trial, attributes)
+        values = (evaluation.accuracy, float(evaluation.size_bytes), evaluation.latency_us)
+        self._constrain(trial, values)
+        self._study.tell(trial, values)
+        self._report(trial.number)
+
+    def _constrain(self, trial: optuna.Trial, values: tuple[float, float, float]) -> None:
+        missed = self._record.settings.constraints.violations(
+            *values, higher_is_better=self._record.higher_is_better
+        )
+        for name, value in missed.items():
+            trial.set_constraint(name, value)
+
+    def _finish_duplicate(
+        self, trial: optuna.Trial, candidate: Candidate, same: TrialRecord
+    ) -> None:
+        """Tell the sampler what is known already; the trial does not count."""
+        with self._stop.shield():
+            attributes: dict[str, Any] = {"duplicate_of": same.number, "error": same.error}
+            self._write(trial, {"candidate": candidate.to_json(), **attributes})
+            if same.state == "complete":
+                self._constrain(trial, same.values)
+                self._study.tell(trial, same.values)
+            else:
+                self._study.tell(trial, state=TrialState.FAIL)
+
+    def _fail(self, trial: optuna.Trial, candidate: Candidate, reason: str, start: float) -> None:
+        with self._stop.shield():
+            self._write(
+                trial,
+                {
+                    "candidate": candidate.to_json(),
+                    "error": reason,
+                    "seconds": time.monotonic() - start,
+                },
+            )
+            self._study.tell(trial, state=TrialState.FAIL)
+            self._report(trial.number)
+
+    def _after_failure(self, number: int, candidate: Candidate) -> None:
+        reason = self._record.trial(number).error
+        if candidate == self._space.baseline():
+            raise StudyError(
+                f"The uncompressed model must run, but its trial failed: {reason} Nothing can be "
+                "compared without it."
+            )
+        self._n_failures += 1
+        if self._n_failures >= MAX_FAILURES_IN_A_ROW:
+            raise StudyError(
+                f"{self._n_failures} trials in a row failed, the last one: {reason} See all with "
+                f"`paredown front {self._record.name} --all`."
+            )
+
+    def _report(self, number: int) -> None:
+        study = self.refresh()
+        self._observer.trial_finished(study.trial(number), study)
+
+    def _write(self, trial: optuna.Trial, attributes: dict[str, Any]) -> None:
+        trial_id = trial_id_of(self._storage, self._record.name, trial.number)
+        set_trial_attributes(self._storage, trial_id, attributes)
+
+
+def planned_candidates(space: SearchSpace) -> Sequence[Candidate]:
+    """Return what every study begins with: the uncompressed model and the uniform bit widths."""
+    planned = [space.baseline()]
+    for bits in UNIFORM_BITS:
+        if all(bits in layer.weight_bits for layer in space.layers):
+            planned.append(space.uniform(bits))
+    return planned
+
+
+def mark_interrupted(study: optuna.Study, storage: RDBStorage) -> int:
+    """Mark the unfinished trials whose process has ended as failed; return how many."""
+    count = 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        process = trial.user_attrs.get("process")
+        if process is None:
+            assert trial.datetime_start is not None
+            age = time.time() - trial.datetime_start.timestamp()
+            if age < _UNMARKED_S:
+                continue
+        elif not is_dead(process):
+            continue
+        trial_id = trial_id_of(storage, study.study_name, trial.number)
+        try:
+            storage.set_trial_user_attr(trial_id, "error", INTERRUPTED)
+            study.tell(trial.number, state=TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            continue  # another process was faster
+        count += 1
+    return count
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    return text if isinstance(error, ParedownError) else f"{type(error).__name__}: {text}"

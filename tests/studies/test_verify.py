@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paredown.evaluators.task import TaskError
+from paredown.hw_profiles import ProfileError
+from paredown.studies.bundle import Bundle, read_bundle, sha256_of
+from paredown.studies.export import export_trial
+from paredown.studies.records import StudyRecord
+from paredown.studies.verify import (
+    OUTPUT_TOLERANCE,
+    VerificationError,
+    VerificationResult,
+    compare_outputs,
+    verify_bundle,
+)
+
+NewStudy = Callable[..., StudyRecord]
+
+
+def rewrite(folder: Path, bundle: Bundle) -> None:
+    """Write a description whose own checksum fits."""
+    (folder / "bundle.json").write_text(json.dumps(bundle.to_json()))
+
+
+@pytest.fixture
+def folder(stored_study: NewStudy, tmp_path: Path) -> Path:
+    export_trial(stored_study(), 1, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.mark.slow
+def test_a_bundle_is_verified(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    result = verify_bundle(folder, storage=f"sqlite:///{tmp_path}/paredown.db", report=said.append)
+    assert result.is_ok
+    assert result.failures == ()
+    assert result.is_same_task
+    assert [check.difference_points for check in result.accuracies] == [0.0, 0.0]
+    assert [check.runtime for check in result.accuracies] == ["onnxruntime", "onnxruntime"]
+    assert result.outputs is not None
+    assert (result.outputs.n_samples, result.outputs.n_predictions_differ) == (120, 0)
+    assert result.latency is not None
+    assert result.latency.recorded_us == 10.0
+    assert result.latency.now.ratio is not None
+    assert result.latency.latency_us == pytest.approx(20.0 * result.latency.now.ratio)
+    assert "loading the task" in said
+    plain = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert plain["ok"] is True
+    assert plain["accuracy"]["model.onnx"]["runtime"] == "onnxruntime"
+
+
+@pytest.mark.slow
+def test_without_its_study_a_bundle_has_raw_latency(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    url = f"sqlite:///{tmp_path}/other.db"
+    result = verify_bundle(folder, storage=url, report=said.append)
+    assert result.is_ok
+    assert result.latency is not None
+    assert result.latency.latency_us is None
+    assert result.latency.now.latency_us > 0
+    assert any("latency without the uncompressed model" in text for text in said)
+
+
+@pytest.mark.slow
+def test_another_accuracy_is_a_failure(folder: Path) -> None:
+    bundle = read_bundle(folder)
+    accuracy = bundle.metrics.accuracy - 0.01
+    rewrite(folder, replace(bundle, metrics=replace(bundle.metrics, accuracy=accuracy)))
+    result = verify_bundle(folder)
+    assert not result.is_ok
+    assert "accuracy of 'model.onnx' must be within 0.03 points" in result.failures[0]
+    assert "+1.000" in result.failures[0]
+    assert verify_bundle(folder, tolerance_points=1.0).is_ok
+
+
+def test_a_tampered_file_is_named_and_not_run(folder: Path) -> None:
+    model = folder / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[-1] ^= 1
+    model.write_bytes(data)
+    (folder / "profile.toml").unlink()
+    result = verify_bundle(folder)
+    assert result.changed_files == {"model.onnx": "changed", "profile.toml": "missing"}
+    assert result.failures == (
+        "File 'model.onnx' is changed.",
+        "File 'profile.toml' is missing.",
+    )
+    assert result.accuracies == ()
+    assert json.loads(json.dumps(result.to_json()))["ok"] is False
+
+
+def test_a_profile_of_another_cpu_is_refused(folder: Path) -> None:
+    path = folder / "profile.toml"
+    path.write_text(path.read_text().replace("features = [", 'features = [\n    "no_such_flag",'))
+    bundle = read_bundle(folder)
+    rewrite(folder, replace(bundle, sha256={**bundle.sha256, path.name: sha256_of(path)}))
+    with pytest.raises(ProfileError, match="no_such_flag"):
+        verify_bundle(folder)
+
+
+def test_a_task_that_moved_can_be_named(folder: Path, tmp_path: Path) -> None:
+    source = (tmp_path / "linear_task.py").read_text()
+    (tmp_path / "linear_task.py").unlink()
+    with pytest.raises(TaskError, match="must exist"):
+        verify_bundle(folder)
+    larger = source.replace("4, 4", "5, 5").replace("Linear(16", "Linear(25")
+    (tmp_path / "larger.py").write_text(larger)
+    with pytest.raises(VerificationError, match=r"shape \(1, 4, 4\) that the bundle takes"):
+        verify_bundle(folder, task=f"{tmp_path}/larger.py:make_task")
+
+
+def test_a_tolerance_is_a_number(folder: Path) -> None:
+    with pytest.raises(ValueError, match="`tolerance_points` must be >= 0"):
+        verify_bundle(folder, tolerance_points=float("nan"))
+
+
+def test_outputs_are_compared_sample_by_sample() -> None:
+    second = np.array([[1.0, 0.0], [0.0, 2.0], [5.0, 4.0]], np.float32)
+    first = second.copy()
+    first[0, 0] += 5.0 * OUTPUT_TOLERANCE * 0.5  # half of the bound, as the largest value is 5
+    first[2] = (4.0, 5.0)
+    found = compare_outputs(first, second)
+    assert (found.n_samples, found.n_predictions_differ, found.n_outputs_differ) == (3, 1, 1)
+    assert found.max_difference == 1.0
+
+
+def test_outputs_that_are_no_scores_have_no_predictions() -> None:
+    values = np.arange(3.0)
+    assert compare_outputs(values, values).n_predictions_differ is None
+    assert compare_outputs(values[:, None], values[:, None]).n_predictions_differ is None
+    with pytest.raises(VerificationError, match="outputs of one shape"):
+        compare_outputs(values, values[:, None])
+
+
+@pytest.mark.slow
+def test_a_tvm_library_is_exported_verified_and_run(
+    stored_study: NewStudy, tmp_path: Path
+) -> None:
+    record = stored_study("tvm")
+    folder = tmp_path / "bundle"
+    bundle = export_trial(record, 1, folder)
+    assert bundle.library == "model.so"
+    assert {"model.so", "run.py"} <= set(bundle.sha256)
+    result: VerificationResult = verify_bundle(folder, storage=record.storage)
+    assert result.is_ok
+    assert [check.file for check in result.accuracies] == ["model.so", "model.onnx"]
+    assert result.latency is not None
+    assert result.latency.now.ratio is not None
