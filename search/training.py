@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..evaluators.task import Data
+from ..hw_profiles.errors import ParedownError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -20,8 +21,8 @@ Report = Callable[[str], None]
 _WARMUP_SHARE = 0.1  # of all steps
 
 
-class TrainingError(ValueError):
-    """Training cannot start or diverged."""
+class TrainingError(ParedownError):
+    """Training diverged."""
 
 
 def default_loss(outputs: Tensor, targets: Tensor) -> Tensor:

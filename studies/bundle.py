@@ -35,7 +35,7 @@ class BundleTask:
 
     spec: str  # as `load_task` takes it
     data_dir: str | None
-    digest: str  # of weights and data; see `digest_task`
+    validation_digest: str  # see `digest_validation`
     metric_name: str
     higher_is_better: bool
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from typing import cast
 
 import numpy as np
 from optuna.storages import RDBStorage
+from torch import Tensor
 
 from ..evaluators.task import Task, check_task
 from ..evaluators.worker import Worker
@@ -165,6 +167,7 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
         metric_name=task.metric_name,
         higher_is_better=task.higher_is_better,
         task_digest=digest_task(task),
+        validation_digest=digest_validation(task),
         space_digest=space.digest,
     )
     if has_study(storage, record.name):
@@ -215,13 +218,22 @@ def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> 
 
 def digest_task(task: Task) -> str:
     """Return 16 hexadecimal digits that change with the task's weights and its data."""
+    weights = {f"model.{name}": tensor for name, tensor in task.model.state_dict().items()}
+    return _digest({**weights, "calibration": task.calibration, **_validation(task)})
+
+
+def digest_validation(task: Task) -> str:
+    """Return 16 hexadecimal digits that change with the task's validation data."""
+    return _digest(_validation(task))
+
+
+def _validation(task: Task) -> dict[str, Tensor]:
+    data = task.validation
+    return {"validation.inputs": data.inputs, "validation.targets": data.targets}
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    tensors = {
-        **{f"model.{name}": tensor for name, tensor in task.model.state_dict().items()},
-        "calibration": task.calibration,
-        "validation.inputs": task.validation.inputs,
-        "validation.targets": task.validation.targets,
-    }
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)

@@ -194,7 +194,7 @@ def _describe(
         task=BundleTask(
             spec=record.task,
             data_dir=record.settings.data_dir,
-            digest=record.task_digest,
+            validation_digest=record.validation_digest,
             metric_name=record.metric_name,
             higher_is_better=record.higher_is_better,
         ),

@@ -146,6 +146,7 @@ class StudyRecord:
     storage: str = ""  # URL of the storage it was read from
     models_dir: str = ""  # folder of the artifact store with the trials' ONNX files
     task_digest: str = ""
+    validation_digest: str = ""
     space_digest: str = ""
 
     @property

@@ -289,6 +289,7 @@ def _study_record(
         storage=url,
         models_dir=str(models_dir(url)),
         task_digest=meta["task_digest"],
+        validation_digest=meta["validation_digest"],
         space_digest=meta["space_digest"],
     )
 
@@ -303,6 +304,7 @@ def _describe(record: StudyRecord) -> dict[str, object]:
         "threads": record.threads,
         "settings": json.loads(json.dumps(asdict(record.settings))),
         "task_digest": record.task_digest,
+        "validation_digest": record.validation_digest,
         "space_digest": record.space_digest,
     }
 

@@ -27,7 +27,7 @@ from .bundle import (
     read_candidate,
     read_profile,
 )
-from .engine import digest_task
+from .engine import digest_validation
 from .records import StudyRecord
 from .storage import StorageError, load_model, read_study
 from .tasks import load_task
@@ -90,7 +90,7 @@ class VerificationResult:
     accuracies: tuple[AccuracyCheck, ...] = ()
     outputs: OutputComparison | None = None
     latency: LatencyCheck | None = None
-    is_same_task: bool | None = None  # None: not loaded, as files were changed
+    is_same_data: bool | None = None  # None: not loaded, as files were changed
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class VerificationResult:
             "ok": self.is_ok,
             "failures": list(self.failures),
             "changed_files": dict(self.changed_files),
-            "is_same_task": self.is_same_task,
+            "is_same_data": self.is_same_data,
             "tolerance_points": self.tolerance_points,
             "accuracy": {
                 "trial": bundle.metrics.accuracy,
@@ -177,7 +177,10 @@ def verify_bundle(
     check_runs_here(profile)
     tell("loading the task")
     loaded = load_task(
-        task or bundle.task.spec, data_dir=data_dir or bundle.task.data_dir, report=tell
+        task or bundle.task.spec,
+        data_dir=data_dir or bundle.task.data_dir,
+        needs_model=False,
+        report=tell,
     )
     _check_fits(bundle, loaded)
     with Worker(bundle.threads, preload=(bundle.runtime,)) as worker:
@@ -193,7 +196,7 @@ def verify_bundle(
         ),
         outputs=compare_outputs(library, model),
         latency=latency,
-        is_same_task=digest_task(loaded) == bundle.task.digest,
+        is_same_data=digest_validation(loaded) == bundle.task.validation_digest,
     )
 
 

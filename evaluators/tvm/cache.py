@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...hw_profiles import this_machine
 from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
@@ -59,6 +60,13 @@ class KernelCache:
         """Where the files of this target are."""
         return self._files.path
 
+    @property
+    def linker(self) -> str:
+        """The compiler driver that links for the target: the system's own, or a cross compiler."""
+        triple = str(self.target.attrs.get("mtriple", ""))
+        arch = triple.split("-")[0]
+        return f"{triple}-gcc" if arch not in ("", this_machine().arch) else "cc"
+
     def compile(self, module: Any) -> Any:
         """Compile a TVM module for the target."""
         import tvm
@@ -101,7 +109,7 @@ class KernelCache:
             import tvm
 
             library = self._files.get(
-                symbol, ".so", lambda path: link(path, [self.object_file(kernel)])
+                symbol, ".so", lambda path: link(path, [self.object_file(kernel)], self.linker)
             )
             self._functions[symbol] = tvm.runtime.load_module(str(library))[symbol]
         return self._functions[symbol]
@@ -123,19 +131,22 @@ class KernelCache:
         self._files.update_table(_KNOBS, entries)
 
 
-def link(library: Path, objects: Sequence[str | Path]) -> None:
-    """Link object files into a shared library with the system's compiler driver.
+def link(library: Path, objects: Sequence[str | Path], linker: str) -> None:
+    """Link object files into a shared library with a compiler driver.
 
     Raises:
-        EvaluationError: If there is no `cc`, or it fails.
+        EvaluationError: If the driver is not there, or it fails.
     """
-    command = ["cc", "-shared", "-fPIC", "-o", str(library), *map(str, objects)]
+    command = [linker, "-shared", "-fPIC", "-o", str(library), *map(str, objects)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
+        package = (
+            "gcc" if linker == "cc" else "gcc-" + linker.removesuffix("-gcc").replace("_", "-")
+        )
         raise EvaluationError(
-            "Linking needs a C compiler driver, but `cc` is not on the path. Install one, for "
-            "instance with `apt-get install gcc`.",
+            f"Linking needs a C compiler driver, but `{linker}` is not on the path. "
+            f"Install it, for instance with `apt-get install {package}`.",
             "unavailable",
         ) from error
     except subprocess.CalledProcessError as error:

@@ -44,7 +44,7 @@ def compile_onnx(
     try:
         module = Lowering(graph, cache, chooser, profile).run()
         executable = cache.compile(relax.get_pipeline("zero")(module))
-        _export(executable, artifact)
+        _export(executable, artifact, cache.linker)
     except EvaluationError:
         raise
     except Exception as error:  # TVM raises plain exceptions of many types
@@ -53,14 +53,20 @@ def compile_onnx(
         chooser.save()
 
 
-def _export(executable: Any, artifact: Path) -> None:
+def _export(executable: Any, artifact: Path, linker: str) -> None:
     """Write the library under another name first: an interrupted build leaves no half file."""
-    with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
-        temporary = Path(folder) / "network.so"
-        executable.export_library(
-            str(temporary), fcompile=lambda library, objects, **_: link(Path(library), objects)
-        )
-        temporary.replace(artifact)
+    try:
+        with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
+            temporary = Path(folder) / "network.so"
+            executable.export_library(
+                str(temporary),
+                fcompile=lambda library, objects, **_: link(Path(library), objects, linker),
+            )
+            temporary.replace(artifact)
+    except OSError as error:
+        raise EvaluationError(
+            f"Library '{artifact}' could not be written: {error.strerror}.", "build"
+        ) from error
 
 
 def _runs_here(profile: HardwareProfile) -> bool:

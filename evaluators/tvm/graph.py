@@ -66,6 +66,11 @@ class Graph:
         except Exception as error:  # onnx raises exceptions without a common base
             raise EvaluationError(f"The ONNX model is invalid: {error}", "model") from error
         graph = self.model.graph
+        if not graph.output:
+            raise EvaluationError(
+                "The ONNX model must have an output, but it has none: it is empty or cut off.",
+                "model",
+            )
         self._constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self._types = {
             v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output, *graph.input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class Call:
     output: Image
 
 
-def parameter_arrays(kernel: Kernel, values: dict[str, float]) -> Arguments:
+def parameter_arrays(kernel: Kernel, values: Mapping[str, float]) -> Arguments:
     """Return the int32 and float32 parameter tensors of a kernel; other values are left out."""
     ints = np.array([values.get(name, 0) for name in kernel.ints] or [0], np.int32)
     floats = np.array([values.get(name, 0.0) for name in kernel.floats] or [0], np.float32)

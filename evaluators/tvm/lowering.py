@@ -198,6 +198,8 @@ class Lowering:
         if node.op in ("Conv", "Gemm", "MatMul"):
             weights, dimensions = node.inputs[1], 4 if node.op == "Conv" else 2
             shape = self.graph.shape(weights)
+            if node.op != "Conv" and len(self.graph.shape(node.output)) == 4:
+                return False
             return is_constant(self.graph, weights) and len(shape) == dimensions
         if node.op == "DequantizeLinear":
             maker = self.graph.producer(node.inputs[0])

@@ -75,8 +75,8 @@ def _print(result: VerificationResult) -> None:
     _print_outputs(result)
     if result.latency is not None:
         _print_latency(result.latency)
-    if result.is_same_task is False:
-        print("Task       its weights or data are not those of the study")
+    if result.is_same_data is False:
+        print("Task       its validation data are not those of the study")
     print("Verified." if result.is_ok else "Not verified.")
 
 

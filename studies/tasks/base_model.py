@@ -43,6 +43,7 @@ def trained_model(
     recipe: Recipe,
     *,
     seed: int,
+    is_trained: bool = True,
     report: Callable[[str], None],
 ) -> nn.Module:
     """Return a task's trained network.
@@ -53,6 +54,7 @@ def trained_model(
         data: What it is trained on.
         recipe: How.
         seed: Fixes the weights before training and the training itself.
+        is_trained: False returns the network as it was made.
         report: Told about each epoch, with the time left.
 
     Returns:
@@ -61,6 +63,8 @@ def trained_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = build()
+    if not is_trained:
+        return model.eval()
 
     def fit(model: nn.Module) -> None:
         # Convolutions of few channels train faster with the channels last.

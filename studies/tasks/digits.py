@@ -22,6 +22,7 @@ def make_digits(
     *,
     data_dir: str | Path | None = None,
     seed: int = 0,
+    is_trained: bool = True,
     report: Callable[[str], None],
 ) -> Task:
     """Make the task: 1797 images of 8x8 pixels, a residual network of three blocks.
@@ -29,6 +30,7 @@ def make_digits(
     Args:
         data_dir: Ignored; the data come with scikit-learn.
         seed: Seed of the base model's training.
+        is_trained: Whether the network is trained, or left as it was made.
         report: Told about the training.
 
     Returns:
@@ -45,6 +47,7 @@ def make_digits(
         train,
         recipe,
         seed=seed,
+        is_trained=is_trained,
         report=report,
     )
     return Task(

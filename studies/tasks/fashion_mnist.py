@@ -23,6 +23,7 @@ def make_fashion_mnist(
     *,
     data_dir: str | Path | None = None,
     seed: int = 0,
+    is_trained: bool = True,
     report: Callable[[str], None],
 ) -> Task:
     """Make the task: 60,000 training and 10,000 validation images of 28x28 pixels.
@@ -30,6 +31,7 @@ def make_fashion_mnist(
     Args:
         data_dir: Folder of the four IDX files; None for that of Debian's package.
         seed: Seed of the base model's training.
+        is_trained: Whether the network is trained, or left as it was made.
         report: Told about the training, which takes some minutes.
 
     Returns:
@@ -49,6 +51,7 @@ def make_fashion_mnist(
         train,
         recipe,
         seed=seed,
+        is_trained=is_trained,
         report=report,
     )
     return Task(

@@ -55,6 +55,7 @@ def load_task(
     *,
     data_dir: str | Path | None = None,
     seed: int = 0,
+    needs_model: bool = True,
     report: Callable[[str], None] | None = None,
 ) -> Task:
     """Load a task, training its base model if the cache does not have it.
@@ -66,6 +67,8 @@ def load_task(
         spec: The name of a built-in task, or `path/to/file.py:function`.
         data_dir: Folder of the task's data; None for the task's default.
         seed: Seed of the base model's training (built-in tasks).
+        needs_model: False leaves the network of a built-in task untrained, for those who need
+            the data alone.
         report: Told what happens, in one line each time.
 
     Raises:
@@ -77,7 +80,7 @@ def load_task(
         module_name, function_name = BUILTIN_TASKS[spec]
         module = importlib.import_module(f".{module_name}", __package__)
         factory: TaskFactory = getattr(module, function_name)
-        return factory(data_dir=data_dir, seed=seed, report=tell)
+        return factory(data_dir=data_dir, seed=seed, is_trained=needs_model, report=tell)
     path, _, function_name = spec.rpartition(":")
     return _call_factory(_import_file(Path(path)), function_name, path, data_dir)
 

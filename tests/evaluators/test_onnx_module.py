@@ -439,12 +439,47 @@ def test_observed_tensors_are_shown_in_order_and_can_be_replaced() -> None:
         ([node("Cast", "input", "i", to=TensorProto.INT8), node("Cast", "i", to=1)], "casts to"),
         ([node("Cast", "input", "n", to=7), node("Reshape", "input n")], "'n' is computed"),
         ([node("MaxPool", "input", "output i", kernel_shape=[1, 1])], "indices"),
+        (
+            [node("QuantizeLinear", "input s z", "q"), node("Cast", "q", to=1)],
+            "'Cast' reads its integers",
+        ),
+        (
+            [node("QuantizeLinear", "input s z", "q"), node("DequantizeLinear", "q t z")],
+            "no DequantizeLinear of the same scale",
+        ),
+        ([node("QuantizeLinear", "input v w", "q"), node("Cast", "q", to=1)], "per channel"),
+        ([node("Abs", "input", "t2"), node("QuantizeLinear", "input t2 z")], "'t2' is computed"),
+        ([node("DequantizeLinear", "input s z")], "neither a weight nor quantized"),
+        ([node("DequantizeLinear", "w v w", "d", block_size=2)], "blocked"),
+        ([helper.make_node("Gelu", ["input"], ["output"], domain="com.x")], r"'com\.x\.Gelu'"),
+        ([helper.make_node("Constant", [], ["c2"], value_string="x")], "'value_string'"),
     ],
 )
 def test_forms_that_are_not_supported_are_named(nodes: list[onnx.NodeProto], message: str) -> None:
-    constants = {"a": ints(3), "b": ints(0), "c": ints(2), "d": ints(-1)}
+    constants: Constants = {"a": ints(3), "b": ints(0), "c": ints(2), "d": ints(-1)}
+    constants |= {"s": number(0.1), "t": number(0.2), "z": np.array(3, np.uint8)}
+    constants |= {"v": floats(4), "w": np.zeros(4, np.uint8)}
     with pytest.raises(UnsupportedOperatorError, match=message):
         OnnxModule(make_model(nodes, (4, 4, 4), constants))
+
+
+def test_constants_in_nodes_are_read() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(floats(7))),
+        helper.make_node("Constant", [], ["c"], value_float=2.5),
+        helper.make_node("Constant", [], ["i"], value_ints=[1, 7, 36]),
+        node("Add", "input w", "a"),
+        node("Mul", "a c", "m"),
+        node("Reshape", "m i"),
+    ]
+    assert_equal_to_onnxruntime(make_model(nodes, IMAGE), IMAGE)
+
+
+def test_a_tensor_must_be_made_before_it_is_read() -> None:
+    with pytest.raises(ValueError, match="'later' must be made before"):
+        OnnxModule(make_model([node("Relu", "later"), node("Relu", "input", "later")], (2,)))
+    with pytest.raises(ValueError, match="'output' must depend on the input"):
+        OnnxModule(make_model([node("Relu", "input", "x")], (2,)))
 
 
 def test_a_graph_needs_one_input_and_one_output() -> None:

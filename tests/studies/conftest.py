@@ -169,7 +169,7 @@ def stored_study(tmp_path: Path) -> Callable[..., StudyRecord]:
 
     def make(runtime: str = "onnxruntime") -> StudyRecord:
         # Slow to import, and few tests of this folder need them.
-        from paredown.studies.engine import digest_task
+        from paredown.studies.engine import digest_task, digest_validation
         from paredown.studies.tasks import load_task
 
         task_file = tmp_path / "linear_task.py"
@@ -184,6 +184,7 @@ def stored_study(tmp_path: Path) -> Callable[..., StudyRecord]:
             name="linear",
             task=spec,
             task_digest=digest_task(task),
+            validation_digest=digest_validation(task),
             profile=load_profile("local"),
             settings=StudySettings(runtime=runtime),
         )

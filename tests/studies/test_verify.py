@@ -41,7 +41,7 @@ def test_a_bundle_is_verified(folder: Path, tmp_path: Path) -> None:
     result = verify_bundle(folder, storage=f"sqlite:///{tmp_path}/paredown.db", report=said.append)
     assert result.is_ok
     assert result.failures == ()
-    assert result.is_same_task
+    assert result.is_same_data
     assert [check.difference_points for check in result.accuracies] == [0.0, 0.0]
     assert [check.runtime for check in result.accuracies] == ["onnxruntime", "onnxruntime"]
     assert result.outputs is not None

@@ -1,7 +1,7 @@
 """Kernels that mix no pixels: sums, changes of scale or layout, concatenation.
 
 They compute what the file says in its own order of rounding (dequantize, add, clamp, divide by the
-step, round), so their results equal the literal meaning bit by bit.
+step, round). Only a product and the sum behind it may be fused by the CPU.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import pytest
 
 from paredown.evaluators.measurement import EvaluationError
 from paredown.evaluators.runtimes import get_runtime
+from paredown.evaluators.tvm.compiler import compile_onnx
 from paredown.hw_profiles import load_profile
 
 SCALE = 0.03
@@ -46,7 +47,7 @@ def compare(model: Model, run_tvm: Any, run_reference: Any, step: float, share: 
     """
     proto, shape = model
     data = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
-    got, expected = run_tvm(proto, data), run_reference(proto, data)
+    (got,), (expected,) = run_tvm(proto, data), run_reference(proto, data)
     assert got.shape == expected.shape
     error = np.abs(got - expected)
     assert error.max() <= step
@@ -110,7 +111,7 @@ def float_grouped(b: Any) -> Model:
 
 
 def joined(b: Any) -> Model:
-    """Concatenation with channel counts that are no multiple of eight, then a flattened linear layer."""
+    """Concatenation of channel counts that are no multiple of eight, then a linear layer."""
     x = b.quantized("input", 0.0231, 128)
     y = b.quantized(b.op("Relu", b.layer("Conv", x, (12, 3, 1, 1), 6, 0.0231)), 0.0313)
     z = b.quantized(b.layer("Conv", x, (9, 3, 3, 3), 6, 0.0231, pads=[1] * 4), 0.0231, 128)
@@ -150,8 +151,34 @@ def test_truncated_file_is_an_error(builder: Any, tmp_path: Any) -> None:
     model, _ = residual_network(builder, 7)
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString()[:-2000])
-    with pytest.raises(EvaluationError, match="not a readable ONNX file|invalid"):
+    with pytest.raises(EvaluationError, match=r"not a readable ONNX file|invalid"):
         get_runtime("tvm").build(path, tmp_path / "model.so", load_profile("local"))
+
+
+def test_empty_file_is_an_error(tmp_path: Any) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"")
+    with pytest.raises(EvaluationError, match="must have an output"):
+        get_runtime("tvm").build(path, tmp_path / "model.so", load_profile("local"))
+
+
+@pytest.mark.slow
+def test_missing_folder_is_an_error(builder: Any, tmp_path: Any) -> None:
+    model = builder.model((1, 4), builder.op("Relu", "input"))
+    with pytest.raises(EvaluationError, match=r"none/model\.so' could not be written: No such"):
+        compile_onnx(model, load_profile("local"), tmp_path / "none" / "model.so")
+
+
+@pytest.mark.slow
+def test_missing_cross_compiler_is_named(
+    builder: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = "aarch64" if load_profile("local").arch == "x86_64" else "x86-64"
+    triple = str(load_profile(foreign).target["mtriple"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    model = builder.model((1, 4), builder.op("Relu", "input"))
+    with pytest.raises(EvaluationError, match=rf"`{triple}-gcc` is not on the path"):
+        compile_onnx(model, load_profile(foreign), tmp_path / "model.so")
 
 
 def test_unsupported_operator_is_named(builder: Any, tmp_path: Any) -> None:

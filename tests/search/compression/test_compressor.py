@@ -26,6 +26,8 @@ from paredown.search.errors import SpaceError
 from paredown.search.space import SearchSpace, SpaceSettings
 from paredown.search.training import distillation_loss
 
+pytestmark = pytest.mark.slow  # each model is exported once, which takes a second or more
+
 Build = Callable[[str], tuple[nn.Module, Tensor]]
 NAMES = ("residual", "concat", "separable", "grouped", "shuffle", "mlp")
 
@@ -178,7 +180,7 @@ def test_the_model_of_the_task_stays_as_it_is(make: Make) -> None:
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-def test_bias_correction_keeps_the_mean_of_the_outputs(make: Make) -> None:
+def test_correction_keeps_the_mean_of_the_outputs(make: Make) -> None:
     shifts = []
     for corrected in (True, False):
         bench = make("residual", correction=corrected)
@@ -189,7 +191,6 @@ def test_bias_correction_keeps_the_mean_of_the_outputs(make: Make) -> None:
     assert shifts[0] < 0.2 * shifts[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("distill", [True, False])
 def test_fine_tuning_brings_a_narrow_model_nearer_to_the_task(distill: bool, make: Make) -> None:
     losses = []
@@ -215,6 +216,17 @@ def test_fine_tuning_is_reproducible_and_reports(make: Make) -> None:
     again = bench.compressor.compress(candidate).model
     assert first.SerializeToString() == again.SerializeToString()
     assert sum("epoch" in line for line in lines) == 2
+
+
+def test_fine_tuning_trains_float_layers_with_the_integer_ones(make: Make) -> None:
+    bench = make("mlp", finetune_epochs=1, finetune_batch_size=16)
+    candidate = alter(bench.space.uniform(4), "3", FLOAT_LAYER)
+    compressed = bench.compressor.compress(candidate)
+    weight = compressed.module.weights["3.weight"].detach()
+    original = bench.task.model.state_dict()["3.weight"]
+    assert weight.shape == original.shape
+    assert not torch.equal(weight, original)
+    assert_file_is_what_torch_runs(compressed, bench.task.validation.inputs[:16])
 
 
 def test_fine_tuning_leaves_the_baseline_alone(make: Make) -> None:

@@ -1,5 +1,4 @@
 import warnings
-from collections.abc import Callable
 
 import onnx
 import pytest
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from paredown.evaluators.onnx_module import OnnxModule
 from paredown.search.compression.export import BaseGraph, ExportError
 
-Build = Callable[[str], tuple[nn.Module, Tensor]]
+pytestmark = pytest.mark.slow  # torch's exporter takes a second or more
 
 
 def ops(model: onnx.ModelProto) -> list[str]:

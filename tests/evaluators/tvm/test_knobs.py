@@ -1,0 +1,158 @@
+"""Settings are legal, proved exact, and remembered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from paredown.evaluators.tvm.cache import KernelCache
+from paredown.evaluators.tvm.image import Image
+from paredown.evaluators.tvm.kernels.conv import FORMS
+from paredown.evaluators.tvm.knobs import KnobChooser, interleaved_minimum, options
+from paredown.evaluators.tvm.layers import ConvLayer
+from paredown.evaluators.tvm.packing import ConvGeometry
+from paredown.evaluators.tvm.sink import Sink
+from paredown.hw_profiles import load_profile
+
+ISAS = ("avx512vnni", "avx512", "avx2", "portable")
+
+
+def layer(weights: NDArray[Any], height: int, width: int, groups: int = 1) -> ConvLayer:
+    oc, per_group, kh, kw = weights.shape
+    ic = per_group * groups
+    dtype = "uint8" if weights.dtype == np.int8 else "float32"
+    geometry = ConvGeometry(ic, -(-ic // 8) * 8, oc, (kh, kw), groups=groups)
+    source = Image(None, dtype, 1, height + kh - 1, width + kw - 1, ic, geometry.icp)
+    sink = Sink(0, dtype)
+    bias = np.zeros(oc, np.int32 if dtype == "uint8" else np.float32)
+    output = sink.image(1, height, width, oc)
+    return ConvLayer(
+        geometry, weights, bias, np.ones(oc, np.float32), source, (0, 0), output, sink, 1
+    )
+
+
+@given(
+    oc=st.integers(1, 130),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    top=st.sampled_from([1, 3, 7, 15, 31, 63, 127]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_setting_is_legal(
+    isa: str, oc: int, size: tuple[int, int], top: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(-top, top + 1, (oc, 8, 3, 3)).astype(np.int8)
+    for candidate in (layer(weights, *size), layer(weights.astype(np.float32), *size)):
+        found = options(candidate, isa)
+        assert 0 < len(found) == len(set(found))
+        for knobs in found:
+            assert knobs.ocb <= candidate.geometry.ocp
+            assert knobs.ocb % knobs.lanes == 0
+            assert knobs.lanes == 8 or isa.startswith("avx512")
+            assert knobs.th <= size[0]
+            assert knobs.tw <= size[1]
+            assert FORMS[knobs.form].is_integer == candidate.is_integer
+            needed = {"pair1": 1, "pair2": 2, "pair4": 4, "rolled": 2}.get(knobs.form, 0)
+            assert not needed or candidate.runs(knobs.ocb).min() >= needed
+
+
+@pytest.mark.parametrize(
+    ("isa", "top", "forms"),
+    [
+        ("avx512vnni", 127, {"dot"}),
+        ("portable", 127, {"plain"}),
+        ("avx2", 127, {"wide"}),  # a pair of products leaves s16
+        ("avx2", 64, {"pair1"}),
+        ("avx2", 32, {"pair2"}),
+        ("avx2", 16, {"pair2", "pair4"}),
+        ("avx2", 8, {"pair4", "rolled"}),
+        ("avx512", 16, {"pair2", "pair4"}),
+    ],
+)
+def test_form_follows_from_the_proof(isa: str, top: int, forms: set[str]) -> None:
+    weights = np.full((16, 64, 3, 3), top, np.int8)
+    assert {knobs.form for knobs in options(layer(weights, 14, 14), isa)} == forms
+
+
+def test_zero_input_is_no_division() -> None:
+    found = layer(np.full((8, 8, 1, 1), 127, np.int8), 4, 4)
+    found = replace(found, source=replace(found.source, data_max=0), _runs={})
+    assert options(found, "avx2")
+
+
+@pytest.mark.slow
+def test_choice_is_remembered(tmp_path: Path) -> None:
+    profile = load_profile("local")
+    rng = np.random.default_rng(0)
+    candidate = layer(rng.integers(-7, 8, (16, 8, 1, 1)).astype(np.int8), 6, 6)
+    chooser = KnobChooser(KernelCache(profile.target, tmp_path), profile.isa, can_time=True)
+    best = chooser.choose(candidate)
+    assert best in options(candidate, profile.isa)
+    chooser.save()
+    cache = KernelCache(profile.target, tmp_path)
+    (entry,) = cache.read_knobs().values()
+    second = options(candidate, profile.isa)[-1]
+    values = [second.form, second.lanes, second.ocb, second.th, second.tw]
+    cache.write_knobs({key: {**entry, "best": values} for key in cache.read_knobs()})
+    again = KnobChooser(KernelCache(profile.target, tmp_path), profile.isa, can_time=True)
+    assert again.choose(candidate) == second
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        None,
+        1,
+        {},
+        {"best": 1},
+        {"best": ["dot"]},
+        {"best": ["dot", 7, 7, 7, 7]},
+        {"best": [[]] * 5},
+    ],
+)
+def test_spoiled_entry_is_timed_again(tmp_path: Path, spoiled: Any) -> None:
+    profile = load_profile("local")
+    candidate = layer(np.ones((8, 8, 1, 1), np.int8), 2, 4)
+    cache = KernelCache(profile.target)
+    chooser = KnobChooser(cache, profile.isa, can_time=True)
+    chooser.choose(candidate)
+    chooser.save()
+    own = KernelCache(profile.target, tmp_path)
+    own.write_knobs(dict.fromkeys(cache.read_knobs(), spoiled))
+    # Only the table is another one: the kernels are there already.
+    own.function = cache.function  # type: ignore[method-assign]  # saves the time to compile
+    fresh = KnobChooser(own, profile.isa, can_time=True)
+    assert fresh.choose(candidate) in options(candidate, profile.isa)
+
+
+def test_without_the_device_the_first_setting_is_taken(tmp_path: Path) -> None:
+    profile = load_profile("aarch64")
+    candidate = layer(np.ones((16, 8, 3, 3), np.int8), 9, 9)
+    chooser = KnobChooser(KernelCache(profile.target, tmp_path), profile.isa, can_time=False)
+    assert chooser.choose(candidate) == options(candidate, profile.isa)[0]
+
+
+def test_interleaved_minimum_ranks_and_takes_turns() -> None:
+    calls: list[str] = []
+
+    def work(name: str, amount: int) -> Any:
+        def run() -> None:
+            calls.append(name)
+            np.ones(amount).sum()
+
+        return run
+
+    times = interleaved_minimum([work("a", 400_000), work("b", 100)], rounds=3, burst_s=1e-4)
+    assert times[0] > times[1] > 0
+    order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
+    assert order == ["a", "b"] * 4  # once to warm up, then three rounds
