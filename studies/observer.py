@@ -44,9 +44,10 @@ class StopSignal:
     """
 
     def __init__(self, on_request: Callable[[], None] | None = None) -> None:
-        self.is_requested = False
+        self.is_requested = False  # to end after the trial in hand
+        self.is_interrupted = False
         self._on_request = on_request
-        self._is_in_trial = False
+        self._is_in_trials = False
         self._is_shielded = False
         self._pending: list[bool] = []
 
@@ -57,12 +58,13 @@ class StopSignal:
             at_once: Whether not to wait for the end of the trial in hand.
 
         Raises:
-            KeyboardInterrupt: If no trial is in hand, or not to wait for it, or it was asked
+            KeyboardInterrupt: If no trials are being run, or not to wait for it, or it was asked
                 before.
         """
+        self.is_interrupted = True
         if self._is_shielded:
             self._pending.append(at_once)
-        elif self._is_in_trial and not self.is_requested and not at_once:
+        elif self._is_in_trials and not self.is_requested and not at_once:
             self.is_requested = True
             if self._on_request is not None:
                 self._on_request()
@@ -70,13 +72,13 @@ class StopSignal:
             raise KeyboardInterrupt
 
     @contextmanager
-    def in_trial(self) -> Iterator[None]:
-        """Mark the time in which a first interrupt waits for the end of a trial."""
-        self._is_in_trial = True
+    def in_trials(self) -> Iterator[None]:
+        """Mark the time in which a first interrupt waits for the end of the trial in hand."""
+        self._is_in_trials = True
         try:
             yield
         finally:
-            self._is_in_trial = False
+            self._is_in_trials = False
 
     @contextmanager
     def shield(self) -> Iterator[None]:

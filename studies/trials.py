@@ -91,11 +91,11 @@ class TrialLoop:
             StudyError: If the uncompressed model, or too many trials in a row, fail.
             KeyboardInterrupt: If the second interrupt came; the trial in hand is marked failed.
         """
-        while self.refresh().n_finished < n_trials and not self._stop.is_requested:
-            if deadline is not None and time.monotonic() >= deadline:
-                self._observer.message("The time limit is reached.")
-                return
-            with self._stop.in_trial():
+        with self._stop.in_trials():
+            while self.refresh().n_finished < n_trials and not self._stop.is_requested:
+                if deadline is not None and time.monotonic() >= deadline:
+                    self._observer.message("The time limit is reached.")
+                    return
                 if not self._run_trial():
                     self._observer.message(
                         "Every candidate that could be found in the search space is evaluated."

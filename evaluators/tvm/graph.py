@@ -71,6 +71,8 @@ class Graph:
                 "The ONNX model must have an output, but it has none: it is empty or cut off.",
                 "model",
             )
+        for proto in graph.node:
+            _check_operator(proto)
         self._constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         self._types = {
             v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output, *graph.input)
@@ -175,6 +177,15 @@ class Graph:
     def __iter__(self) -> Iterator[Node]:
         """Iterate over the nodes in order."""
         return iter(self.nodes)
+
+
+def _check_operator(proto: onnx.NodeProto) -> None:
+    if proto.domain in ("", "ai.onnx") and not onnx.defs.has(proto.op_type):
+        raise EvaluationError(
+            f"Operator {proto.op_type} (node '{proto.name or proto.output[0]}') must be one of "
+            "ONNX's, but is not. Was the model exported by a newer version?",
+            "model",
+        )
 
 
 def load_model(path: Path) -> onnx.ModelProto:

@@ -163,7 +163,8 @@ def _interrupts(stop: StopSignal) -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # The study has been ended: a second Ctrl-C that comes late has nothing left to stop.
+            signal.signal(number, signal.SIG_IGN if stop.is_interrupted else handler)
 
 
 def _print_result(record: StudyRecord, config: StudyConfig) -> None:

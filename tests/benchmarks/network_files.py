@@ -1,11 +1,12 @@
 """The files of a network that are timed: ours in each format, and what the peers make of it."""
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,14 +102,14 @@ def _quantize_for_peers(files: Files, folder: Path) -> None:
             quantization.quantize_dynamic(prepared, folder / "dynamic.onnx", **narrow)
             files.peers["dynamic"] = folder / "dynamic.onnx"
     if importlib.util.find_spec("nncf") is not None:
-        with noting(files.errors, "nncf"):
+        with noting(files.errors, "nncf"), contextlib.redirect_stdout(io.StringIO()):
             nncf: Any = importlib.import_module("nncf")
             samples = nncf.Dataset([{"input": x[None].numpy()} for x in files.network.inputs])
             onnx.save(nncf.quantize(onnx.load(source), samples), folder / "nncf.onnx")
             files.peers["nncf"] = folder / "nncf.onnx"
 
 
-@contextmanager
+@contextlib.contextmanager
 def noting(errors: dict[str, str], label: str) -> Iterator[None]:
     """Note an error of any kind under a label: the rest of the benchmark goes on."""
     logging.disable(logging.WARNING)  # of the quantizers

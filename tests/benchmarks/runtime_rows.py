@@ -88,12 +88,13 @@ def means(rows: list[Row]) -> list[Mean]:
 
 def complaints(rows: list[Row]) -> list[str]:
     """Return what must not be, network by network."""
-    found = []
+    found = [
+        f"{network}: {error}"
+        for network, error in dict.fromkeys((r.network, r.error) for r in rows if r.error)
+    ]
     by_key = {(row.network, row.threads, row.format): row for row in rows}
     for (network, threads, label), row in by_key.items():
         where = f"{network}, threads {threads}, {label}"
-        if row.error is not None:
-            found.append(f"{where}: {row.error}")
         if label in WORST and row.ratio is not None and row.ratio > WORST[label]:
             found.append(f"{where}: {row.ratio:.3f} of the best peer, above {WORST[label]}")
         if row.step is not None and row.step > 1 + NOISE:

@@ -22,8 +22,10 @@ worst share of the limit on top.
 """
 
 import argparse
+import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -314,6 +316,11 @@ class Benchmark:
         rows = make_rows(files, formats, runners, found, threads)
         typical = {kind: float(np.median(values)) for kind, values in found.items()}
         show(rows, name, typical, files.network.macs)
+        failed = {r.name: r.error for r in runners if r.runtime in PEERS}
+        failed |= {label: error for label, error in files.errors.items() if label not in formats}
+        for label, error in failed.items():
+            if error is not None:
+                print(f"  {label}: {error}")
         self.rows += rows
         self.peers += peer_rows(files, runners, threads)
         for row in rows if self.options.layers else ():
@@ -331,6 +338,8 @@ class Benchmark:
 def main() -> None:
     """Run the benchmark."""
     options = parse_options()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # each network shows as soon as it is done
     # Read by TVM when it is imported, here for the limits and the calls.
     os.environ |= {"TVM_NUM_THREADS": str(max(options.threads)), "TVM_BIND_THREADS": "0"}
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:

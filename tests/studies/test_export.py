@@ -144,7 +144,7 @@ def test_a_failed_build_leaves_nothing(stored_study: NewStudy, tmp_path: Path) -
     model = onnx.load(path)
     model.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(model, path)
-    with pytest.raises(EvaluationError, match=r"TVM|NoSuchOperator"):
+    with pytest.raises(EvaluationError, match="NoSuchOperator"):
         export_trial(record, 1, tmp_path / "out" / "bundle")
     assert list((tmp_path / "out").iterdir()) == []
 
