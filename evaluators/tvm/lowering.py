@@ -215,10 +215,7 @@ class Lowering:
 
     def call_layer(self, layer: ConvLayer) -> Image:
         """Emit a convolution or linear layer."""
-        if layer.is_depthwise:
-            call = layer.depthwise_call(self._profile.isa)
-        else:
-            call = layer.call(self._chooser.choose(layer))
+        call = layer.call(self._chooser.choose(layer))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
         *constants, ints, floats = call.constants
         arguments = [layer.source.var, *constants, *residual, ints, floats]
