@@ -161,7 +161,9 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
         return low.call_layer(ConvLayer(geometry, weights.reals, bias, factor, *placed))
     unit = source.scale * weights.scale.astype(np.float64)
-    target = sink.own.scale if sink.own else sink.scale
+    target = sink.scale if sink.accumulates_in_steps else 1.0
+    if sink.own is not None:
+        target = sink.own.scale
     factor = (unit / target).astype(np.float32)
     whole, rest = _whole_steps(layer.bias, unit)
     zero_sum = weights.values.astype(np.int64).sum((1, 2, 3)) * source.zero_point

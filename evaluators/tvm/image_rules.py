@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .graph import Node, pads_of
+from .graph import Node, factors, pads_of
 from .image import Image
 from .kernels.pointwise import concat_kernel
 from .kernels.pool import average_pool_kernel, max_pool_kernel
@@ -103,6 +103,15 @@ def _window(node: Node, source: Image) -> dict[str, float]:
     whole = kh * kw if node.get("count_include_pad", 0) else 0
     sizes = {"hi": source.h, "wi": source.w, "kh": kh, "kw": kw, "sh": sh, "sw": sw}
     return {**sizes, "pt": top, "pl": left, "whole": whole}
+
+
+@rule("Mul")
+def lower_mul(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Product of two images, one of which may have a single pixel per image (a channel's gate)."""
+    operands = factors(low.graph, node)
+    if operands is None:
+        return None
+    return low.emit.store([low.source(name) for name in operands], sink, "mul")
 
 
 @rule("Flatten", "Reshape", "Squeeze")

@@ -98,8 +98,8 @@ class ConvLayer:
     def _values(self) -> dict[str, float]:
         source = self.source
         stride = self.geometry.stride
-        scale = self.sink.own.scale if self.sink.own else self.sink.scale
-        factor = 1.0 if self.is_integer or self.sink.dtype == "float32" else 1.0 / scale
+        is_done = self.is_integer and self.sink.accumulates_in_steps
+        factor = 1.0 if is_done or self.sink.dtype == "float32" else 1.0 / self.sink.scale
         return {
             **self.output.as_output(),
             **self.sink.parameters(factor),

@@ -291,13 +291,14 @@ class _Tile:
                     f"T.ramp({pixel.format(image)}{o * lanes}, 1, {lanes})" for image in "rd"
                 )
                 total = self._in_order(j, o, lanes)
+                to = f"D[{output}]"
                 if self.form.is_integer:
-                    value = self.stores.integer(
-                        f"({total} + B[{channel}])", channel, residual, lanes
-                    )
+                    total = f"({total} + B[{channel}])"
+                    stored = self.stores.integer(to, total, channel, residual, lanes)
                 else:
-                    value = self.stores.real(total, residual, lanes)
-                lines.append(f"D[{output}] = {value}")
+                    stored = self.stores.real(to, total, residual, lanes)
+                # A scope of their own for what an activation names.
+                lines += nest(["for s in T.unroll(1):"], stored) if len(stored) > 1 else stored
         return lines
 
     def _in_order(self, j: int, o: int, lanes: int) -> str:
