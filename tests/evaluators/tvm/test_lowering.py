@@ -339,6 +339,23 @@ def gelu_written_out(b: Any) -> Any:
 
 
 @case
+def layer_norms(b: Any) -> Any:
+    x = b.op("MatMul", "input", b.floats(16, 40))
+    x = b.op("LayerNormalization", x, b.floats(40), b.floats(40), epsilon=0.01)
+    x = b.op("Relu", b.op("LayerNormalization", b.op("MatMul", x, b.floats(40, 24)), b.floats(24)))
+    x = b.op("MatMul", x, b.floats(24, 20))
+    x = b.op("LayerNormalization", x, b.floats(20), b.floats(20))
+    return b.model((2, 5, 16), b.op("LayerNormalization", x, b.floats(5, 20), axis=1))
+
+
+@case
+def layer_norm_quantized(b: Any) -> Any:
+    x = b.quantized(b.layer("Gemm", "input", (24, 16), 32, 0.0, transB=1), STEP, 128)
+    x = b.quantized(b.op("LayerNormalization", x, b.floats(24), b.floats(24)), STEP, 100)
+    return b.model((5, 16), b.layer("Gemm", x, (8, 24), 6, STEP, transB=1))
+
+
+@case
 def product_with_scalar(b: Any) -> Any:
     x = b.op("Mul", b.float_conv("input", (8, 3, 3, 3)), b.number(0.7))
     return b.model((1, 3, 6, 7), b.op("Mul", x, b.constant(np.ones((1, 8, 1, 1), np.float32))))
