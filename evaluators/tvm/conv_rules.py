@@ -200,7 +200,7 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
                 return None
             return _lower_linear(low, maker, sink, constant) if same else None
     shapes = [graph.shape(i) for i in node.inputs]
-    if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 4):
+    if shapes[0] != shapes[1] or len(shapes[0]) < 2:
         return None
     if node.inputs[0] != node.inputs[1] and sink.residual is None:
         for main, other in (node.inputs, node.inputs[::-1]):

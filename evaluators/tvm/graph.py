@@ -229,7 +229,7 @@ def factors(graph: Graph, node: Node) -> tuple[str, str] | None:
         first, second = second, first
     gate = (*result[:2], 1, 1) if len(result) == 4 else result
     fits = graph.shape(first) == result and graph.shape(second) in (result, gate)
-    return (first, second) if fits and len(result) in (2, 4) else None
+    return (first, second) if fits and len(result) >= 2 else None
 
 
 def conv_pads(graph: Graph, node: Node) -> tuple[int, int, int, int]:

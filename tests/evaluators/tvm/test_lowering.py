@@ -356,6 +356,23 @@ def layer_norm_quantized(b: Any) -> Any:
 
 
 @case
+def feed_forward(b: Any) -> Any:
+    x = b.op("Add", b.op("MatMul", "input", b.floats(16, 24)), b.floats(24))
+    y = b.op("Gelu", b.op("Add", b.op("MatMul", x, b.floats(24, 40)), b.floats(40)))
+    y = b.op("Add", b.op("MatMul", y, b.floats(40, 24)), b.floats(24))
+    z = b.op("LayerNormalization", b.op("Add", y, x), b.floats(24), b.floats(24))
+    return b.model((2, 5, 16), b.op("Mul", z, b.op("Add", z, b.op("MatMul", z, b.floats(24, 24)))))
+
+
+@case
+def sums_of_other_ranks(b: Any) -> Any:
+    x = b.float_conv("input", (8, 4, 3), pads=[1, 1])
+    y = b.op("Relu", b.op("Add", x, b.op("Relu", b.float_conv(x, (8, 8, 1)))))
+    m = b.op("Add", b.op("MatMul", y, b.floats(9, 9)), y)
+    return b.model((2, 4, 9), b.op("Reshape", b.op("Add", m, m), b.integers(-1)))
+
+
+@case
 def product_with_scalar(b: Any) -> Any:
     x = b.op("Mul", b.float_conv("input", (8, 3, 3, 3)), b.number(0.7))
     return b.model((1, 3, 6, 7), b.op("Mul", x, b.constant(np.ones((1, 8, 1, 1), np.float32))))
