@@ -114,6 +114,21 @@ def depthwise_kernel(
         f"for wt in range((wo + {window.tile - 1}) // {window.tile}):",
         f"wb: T.let[T.int32] = T.min(wt * {window.tile}, wo - {window.tile})",
     ]
+    border = "zo" if stores.output == "uint8" else "T.float32(0)"
+    return Kernel(
+        kind=f"{form.name}_{window.columns}_{stores.tag}",
+        buffers=tuple(buffers),
+        ints=INTS,
+        floats=epilogue.FLOATS,
+        body=(
+            *fill_border("D", border, stores.output),
+            *nest(loops, _all_channels(form, window, stores)),
+        ),
+    )
+
+
+def _all_channels(form: DepthwiseForm, window: Window, stores: Epilogue) -> list[str]:
+    """Lines that compute all channels of a tile, block after block."""
     body: list[str] = []
     done = "0"  # channels before those of the loop at hand
     for width in window.blocks:
@@ -128,14 +143,7 @@ def depthwise_kernel(
         ]
         body += nest([f"for c in range({count}):"], lines)
         done = f"dcs // {width} * {width}"
-    border = "zo" if stores.output == "uint8" else "T.float32(0)"
-    return Kernel(
-        kind=f"{form.name}_{window.columns}_{stores.tag}",
-        buffers=tuple(buffers),
-        ints=INTS,
-        floats=epilogue.FLOATS,
-        body=(*fill_border("D", border, stores.output), *nest(loops, body)),
-    )
+    return body
 
 
 class _Tile:
