@@ -161,7 +161,9 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
         return low.call_layer(ConvLayer(geometry, weights.reals, bias, factor, *placed))
     unit = source.scale * weights.scale.astype(np.float64)
-    target = sink.own.scale if sink.own else sink.scale
+    target = sink.scale if sink.accumulates_in_steps else 1.0
+    if sink.own is not None:
+        target = sink.own.scale
     factor = (unit / target).astype(np.float32)
     whole, rest = _whole_steps(layer.bias, unit)
     zero_sum = weights.values.astype(np.int64).sum((1, 2, 3)) * source.zero_point
@@ -198,7 +200,7 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
                 return None
             return _lower_linear(low, maker, sink, constant) if same else None
     shapes = [graph.shape(i) for i in node.inputs]
-    if shapes[0] != shapes[1] or len(shapes[0]) not in (2, 4):
+    if shapes[0] != shapes[1] or len(shapes[0]) < 2:
         return None
     if node.inputs[0] != node.inputs[1] and sink.residual is None:
         for main, other in (node.inputs, node.inputs[::-1]):

@@ -40,20 +40,34 @@ class Emitter:
         """Emit a call of a kernel that writes an image."""
         return replace(output, var=self.call(kernel, arguments, output.size, output.dtype))
 
-    def store(self, operands: Sequence[Image], sink: Sink) -> Image:
-        """Add one or two images of one size and store the sum.
+    def store(self, operands: Sequence[Image], sink: Sink, how: str = "add") -> Image:
+        """Add or multiply one or two images and store the result.
 
-        A single image that already is what the sink asks for is returned as it is.
+        The first has the size of the result; the second has it, too, or one pixel per image. A
+        single image that already is what the sink asks for is returned as it is.
+
+        Args:
+            operands: The images.
+            sink: What is stored.
+            how: `add` or `mul`.
         """
         first = operands[0]
         if len(operands) == 1 and sink.leaves(first):
             return first
         output = sink.image(first.n, first.h, first.w, first.c)
         operands = [self._with_pitch(i, output.cp) for i in operands]
-        kernel = elementwise_kernel(tuple(i.dtype for i in operands), sink.dtype, self.threads)
+        kernel = elementwise_kernel(
+            tuple(i.dtype for i in operands),
+            sink.dtype,
+            self.threads,
+            how,
+            sink.activation.name,
+        )
         values = {**output.as_output(), **sink.parameters()}
         for k, operand in enumerate(operands):
             values |= operand.as_source(str(k))
+            if (operand.h, operand.w) != (first.h, first.w):
+                values |= {f"a{k}rs": 0, f"a{k}cs": 0}
             values |= {f"z{k}": operand.zero_point, f"f{k}": operand.scale}
         arguments = [*(i.var for i in operands), *parameter_arrays(kernel, values)]
         return self.image(kernel, arguments, output)

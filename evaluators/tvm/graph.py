@@ -228,6 +228,21 @@ def evaluate(
     return {name: np.asarray(value) for name, value in zip(outputs, found, strict=True)}
 
 
+def factors(graph: Graph, node: Node) -> tuple[str, str] | None:
+    """Return the operands of a product of images, or None if it is another product.
+
+    The first has the shape of the result; the second has it, too, or one pixel per image (a gate
+    for each channel).
+    """
+    result = graph.shape(node.output)
+    first, second = node.inputs
+    if graph.shape(first) != result:
+        first, second = second, first
+    gate = (*result[:2], 1, 1) if len(result) == 4 else result
+    fits = graph.shape(first) == result and graph.shape(second) in (result, gate)
+    return (first, second) if fits and len(result) >= 2 else None
+
+
 def conv_pads(graph: Graph, node: Node) -> tuple[int, int, int, int]:
     """Return the padding of a two-dimensional Conv node: top, left, bottom, right."""
     _, _, height, width = graph.shape(node.inputs[0])

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .graph import Node, pads_of
+import numpy as np
+
+from .graph import Node, factors, pads_of
 from .image import Image
+from .kernels.norm import layer_norm_kernel
 from .kernels.pointwise import concat_kernel
 from .kernels.pool import average_pool_kernel, max_pool_kernel
 from .layers import parameter_arrays
@@ -103,6 +106,36 @@ def _window(node: Node, source: Image) -> dict[str, float]:
     whole = kh * kw if node.get("count_include_pad", 0) else 0
     sizes = {"hi": source.h, "wi": source.w, "kh": kh, "kw": kw, "sh": sh, "sw": sw}
     return {**sizes, "pt": top, "pl": left, "whole": whole}
+
+
+@rule("Mul")
+def lower_mul(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Product of two images, one of which may have a single pixel per image (a channel's gate)."""
+    operands = factors(low.graph, node)
+    if operands is None:
+        return None
+    return low.emit.store([low.source(name) for name in operands], sink, "mul")
+
+
+@rule("LayerNormalization")
+def lower_layer_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Normalization over the last dimension, whose numbers are the channels of a row of pixels."""
+    shape = low.graph.shape(node.output)
+    if len(shape) == 4 or node.get("axis", -1) % len(shape) != len(shape) - 1 or shape[-1] % 8:
+        return None
+    if any(node.outputs[1:]) or sink.residual is not None:
+        return None
+    weights = [low.constant(name) for name in node.inputs[1:] if name]
+    if any(value is None or value.shape != shape[-1:] for value in weights):
+        return None
+    scale, shift = [*weights, np.zeros(shape[-1], np.float32)][:2]
+    source = low.emit.store([low.source(node.inputs[0])], Sink(0))
+    output = sink.image(1, 1, source.w, source.c)
+    kernel = layer_norm_kernel(sink.epilogue, low.threads)
+    values = {**output.as_output(), **sink.parameters(1.0 / sink.scale), **source.as_source()}
+    values |= {"eps": node.get("epsilon", 1e-5), "share": 1.0 / shape[-1]}
+    arguments = [source.var, scale, shift, *parameter_arrays(kernel, values)]
+    return low.emit.image(kernel, arguments, output)
 
 
 @rule("Flatten", "Reshape", "Squeeze")

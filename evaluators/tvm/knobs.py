@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from . import depthwise
 from .cache import KernelCache
 from .kernels.conv import Knobs
 from .layers import ConvLayer
@@ -36,6 +37,9 @@ _WASTE = 1.2  # overlapping tiles may repeat this share of the work
 
 def options(layer: ConvLayer, isa: str) -> list[Knobs]:
     """Return the settings worth timing for a layer, the most promising first."""
+    if layer.is_depthwise:
+        source = layer.source
+        return depthwise.options(layer.weights, source.data_max, source.cp, layer.output.w, isa)
     if not layer.is_integer:
         return _tiles(layer, "f32", isa)
     if isa == "portable":
@@ -168,7 +172,8 @@ def _read_best(entry: Any) -> Knobs | None:
 
 def _workload(layer: ConvLayer, candidates: list[Knobs]) -> str:
     g, out = layer.geometry, layer.output
-    run = int(layer.runs(8).min()) if layer.is_integer else "f32"
+    has_runs = layer.is_integer and not layer.is_depthwise
+    run = int(layer.runs(8).min()) if has_runs else "f32" * (not layer.is_integer)
     sizes = [g.ic, g.oc, *g.kernel, *g.stride, *g.dilation, g.groups, out.n, out.h, out.w]
     forms = "+".join(sorted({knobs.form for knobs in candidates}))
     return f"conv {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import depthwise
 from .image import Image
 from .kernels.conv import FORMS, Knobs, conv_kernel
-from .kernels.depthwise import depthwise_kernel
+from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
+from .kernels.depthwise import Window, depthwise_kernel
 from .kernels.epilogue import Epilogue
 from .kernels.script import Kernel
 from .packing import ConvGeometry, pack, proved_runs, segment
@@ -96,8 +98,8 @@ class ConvLayer:
     def _values(self) -> dict[str, float]:
         source = self.source
         stride = self.geometry.stride
-        scale = self.sink.own.scale if self.sink.own else self.sink.scale
-        factor = 1.0 if self.is_integer or self.sink.dtype == "float32" else 1.0 / scale
+        is_done = self.is_integer and self.sink.accumulates_in_steps
+        factor = 1.0 if is_done or self.sink.dtype == "float32" else 1.0 / self.sink.scale
         return {
             **self.output.as_output(),
             **self.sink.parameters(factor),
@@ -107,6 +109,8 @@ class ConvLayer:
 
     def call(self, knobs: Knobs) -> Call:
         """Return the kernel and its constants for the given settings."""
+        if self.is_depthwise:
+            return self._depthwise_call(knobs)
         form = FORMS[knobs.form]
         kernel = conv_kernel(knobs, self._stores, self.threads)
         cut = segment(self.weights, self.geometry, knobs.ocb)
@@ -130,17 +134,14 @@ class ConvLayer:
         g = self.geometry
         return g.groups == g.ic == g.oc and g.groups > 1 and self.source.cp == g.ocp
 
-    def depthwise_call(self, isa: str) -> Call:
-        """Return the depthwise kernel and its constants."""
-        g, source = self.geometry, self.source
-        columns = next(c for c in (4, 2, 1) if c <= self.output.w)
-        kernel = depthwise_kernel(source.dtype, isa, columns, self._stores, self.threads)
-        taps = self.weights.reshape(g.oc, -1).T
-        weights = np.zeros((len(taps), g.ocp), np.int32 if self.is_integer else np.float32)
-        weights[:, : g.oc] = taps
-        ys = np.arange(g.kernel[0]) * g.dilation[0] * source.row
-        xs = np.arange(g.kernel[1]) * g.dilation[1] * source.cp
-        table = (ys[:, None] + xs).reshape(-1) + source.offset(*self.pads)
-        constants = self._constants(weights.reshape(-1), table)
-        values = {**self._values(), "taps": len(table)}
+    def _depthwise_call(self, knobs: Knobs) -> Call:
+        g, source, form = self.geometry, self.source, DEPTHWISE_FORMS[knobs.form]
+        blocks = depthwise.blocks_of(knobs, g.ocp)
+        groups = depthwise.row_groups(form, g.kernel[0])
+        window = Window(*(len(groups), g.kernel[1], g.stride[1], g.dilation[1]), blocks, knobs.tw)
+        kernel = depthwise_kernel(form, window, self._stores, self.threads)
+        table = groups.reshape(-1) * g.dilation[0] * source.row + source.offset(*self.pads)
+        weights = depthwise.pack(self.weights, form, g.ocp, blocks)
+        constants = self._constants(weights, table)
+        values = {**self._values(), "px": source.cp}
         return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)

@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from tvm import relax
 from ...hw_profiles import HardwareProfile
 from ..measurement import EvaluationError
 from ..runtimes.base import TensorSpec
+from .activations import find_activation
 from .cache import KernelCache
 from .emitter import Emitter
 from .fallback import import_node
-from .graph import Graph, Node, conv_pads
+from .graph import Graph, Node, conv_pads, factors
 from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
@@ -36,6 +38,7 @@ from .sink import Sink
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, Rule] = {}
+_ACTIVATING = ("Conv", "Gemm", "MatMul", "Add")  # their kernels activate what they store
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
@@ -162,8 +165,18 @@ class Lowering:
             if self.graph.only_user(name) is not node:
                 return self.emit.store([self.source(name)], sink)
             node = self.graph.producer(name)
+        match = find_activation(self.graph, self.constant, node) if node is not None else None
+        if match is not None:
+            name, sink = match.data, replace(sink, activation=match.activation)
+            node = self.graph.producer(name)
+            if node is None or node.op not in _ACTIVATING or not match.is_only_reader(self.graph):
+                return self.emit.store([self.source(name)], sink)
         found = RULES[node.op](self, node, sink) if node is not None and node.op in RULES else None
-        return self._from_plain(name, sink) if found is None else found
+        if found is not None:
+            return found
+        if not sink.activation.name:
+            return self._from_plain(name, sink)
+        return self.emit.store([self._from_plain(name, Sink(0))], sink)
 
     def activation(self, node: Node) -> tuple[float, float] | None:
         """Return the bounds of a float Relu or Clip node; None for any other."""
@@ -207,7 +220,12 @@ class Lowering:
                 quantizer(self.graph, maker),
                 quantizer(self.graph, node),
             )
+        match = find_activation(self.graph, self.constant, node)
+        if match is not None:
+            return match.data in self._own
         if node.op not in RULES and self.activation(node) is None:
+            return False
+        if node.op == "Mul" and factors(self.graph, node) is None:
             return False
         return any(name in self._own for name in node.inputs)
 
@@ -215,10 +233,7 @@ class Lowering:
 
     def call_layer(self, layer: ConvLayer) -> Image:
         """Emit a convolution or linear layer."""
-        if layer.is_depthwise:
-            call = layer.depthwise_call(self._profile.isa)
-        else:
-            call = layer.call(self._chooser.choose(layer))
+        call = layer.call(self._chooser.choose(layer))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
         *constants, ints, floats = call.constants
         arguments = [layer.source.var, *constants, *residual, ints, floats]

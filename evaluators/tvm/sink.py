@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .activations import Activation
 from .image import Image
 from .kernels.epilogue import Epilogue
+
+NONE = Activation()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,11 @@ class Sink:
         border: Border of the image, for the convolutions that read it.
         dtype: `uint8` or `float32`.
         scale, zero_point: Of the stored numbers (uint8 only).
-        low, high: Real bounds of the activation.
-        residual: Image to add before the activation.
+        low, high: Real bounds of what is stored.
+        residual: Image to add first.
         own: When the sum is one of quantized tensors: how the result itself is quantized before it
             is added.
+        activation: Applied to the sum, before the bounds.
     """
 
     border: int
@@ -33,11 +37,17 @@ class Sink:
     high: float = math.inf
     residual: Image | None = None
     own: Sink | None = None
+    activation: Activation = NONE
 
     def clamped(self, low: float, high: float) -> Sink:
         """Return the sink of a value that is clamped to `low`..`high` before it comes here."""
         low, high = (min(max(bound, self.low), self.high) for bound in (low, high))
         return replace(self, low=low, high=high)
+
+    @property
+    def accumulates_in_steps(self) -> bool:
+        """Whether scaled integer sums come in steps of what is stored, not in real units."""
+        return self.dtype == "uint8" and not self.activation.name
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -54,7 +64,8 @@ class Sink:
     @property
     def epilogue(self) -> Epilogue:
         """The kernel's part of the sink."""
-        return Epilogue(self.dtype, self.residual.dtype if self.residual else "")
+        residual = self.residual.dtype if self.residual else ""
+        return Epilogue(self.dtype, residual, activation=self.activation.name)
 
     def image(self, n: int, h: int, w: int, c: int) -> Image:
         """Return the image, without a variable, that a result of the given size is stored in."""
@@ -72,6 +83,8 @@ class Sink:
         """Whether the image already is what this sink would make of it."""
         if (self.dtype, self.border) != (image.dtype, image.border) or self.residual is not None:
             return False
+        if self.activation.name:
+            return False
         if self.dtype == "float32":
             return math.isinf(self.low) and math.isinf(self.high)
         same = self.scale == image.scale and self.zero_point == image.zero_point
@@ -83,6 +96,7 @@ class Sink:
         values: dict[str, float] = {
             **{"flo": self.low, "fhi": self.high},
             **{"inv": factor, "step": self.scale, "zo": self.zero_point},
+            **{"acta": self.activation.a, "actb": self.activation.b},
         }
         if self.dtype == "uint8":
             values["qlo"], values["qhi"] = self.steps
@@ -92,6 +106,7 @@ class Sink:
             values["zr"] = self.residual.zero_point
         if self.own is not None and self.residual is not None:
             values["clo"], values["chi"] = self.own.steps
-            values["fc"] = self.own.scale / self.scale
-            values["fr"] = self.residual.scale / self.scale
+            unit = 1.0 if self.activation.name else self.scale
+            values["fc"] = self.own.scale / unit
+            values["fr"] = self.residual.scale / unit
         return values

@@ -251,10 +251,10 @@ class _Tile:
         )
         if self.form.is_integer:
             total = f"({self._sums()} + B[{channel}])"
-            value = self.stores.integer(total, channel, residual, lanes)
+            lines = self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
         else:
-            value = self.stores.real(self.acc, residual, lanes)
-        return self.each(f"D[{output}] = {value}", vectors=self.knobs.ocb // lanes)
+            lines = self.stores.real(f"D[{output}]", self.acc, residual, lanes)
+        return self.each(*lines, vectors=self.knobs.ocb // lanes)
 
     def _sums(self) -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""

@@ -1,86 +1,342 @@
-"""Depthwise convolution: every channel has its own kernel, so vectors run over channels."""
+"""Depthwise convolution: every channel has its own kernel, so vectors run over channels.
+
+The columns of a tile are unrolled and share what they load: each input column is read (and brought
+to the form that the products need) once, then meets the weights of every output column that it
+belongs to. Integer forms multiply several kernel rows at once: the bytes of two or four rows are
+interleaved, so that one instruction adds that many products of a channel.
+
+Table `G`: the offset of each kernel row, in groups of as many rows as the form multiplies at once;
+a group that is not full repeats a row, against zero weights.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from . import epilogue
 from .epilogue import Epilogue
 from .script import Kernel, fill_border, nest, parallel
 
 INTS = (
-    *("n", "ho", "wo", "taps"),
-    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db"),
+    *("n", "ho", "wo", "ans", "ars", "px"),
+    *("dns", "drs", "dcs", "doff", "db"),
     *epilogue.INTS,
 )
 
 
-def depthwise_kernel(data: str, isa: str, columns: int, stores: Epilogue, threads: int) -> Kernel:
+@dataclass(frozen=True, slots=True)
+class DepthwiseForm:
+    """How a kernel multiplies and sums.
+
+    Attributes:
+        name: `dw_f32` (fused multiply-add), `dw_plain` (s32 products, any CPU), `dw_taps` (x86
+            `pmaddwd`, one product per lane), `dw_pairs` (the same on two rows in s16), `dw_quads`
+            (x86 `pmaddubsw` on four rows, widened after every step), `dw_runs` (the same, summed
+            in s16 over the columns of a group), `dw_dot` (`vpdpbusd` on four rows).
+        rows: Kernel rows that are multiplied at once.
+        weights: dtype of the packed weights.
+    """
+
+    name: str
+    rows: int
+    weights: str
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the kernel reads uint8 images."""
+        return self.weights != "float32"
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        DepthwiseForm("dw_f32", 1, "float32"),
+        DepthwiseForm("dw_plain", 1, "int32"),
+        DepthwiseForm("dw_taps", 1, "int32"),
+        DepthwiseForm("dw_pairs", 2, "int16"),
+        DepthwiseForm("dw_quads", 4, "int8"),
+        DepthwiseForm("dw_runs", 4, "int8"),
+        DepthwiseForm("dw_dot", 4, "int8"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What is fixed in a kernel's text.
+
+    Attributes:
+        groups: Groups of kernel rows.
+        columns: Kernel columns.
+        stride, dilation: Horizontal.
+        blocks: Channels of a block, widest first. All but the last width are used as often as
+            whole blocks fit; the last covers the rest, its last block moved back.
+        tile: Output columns of a tile.
+    """
+
+    groups: int
+    columns: int
+    stride: int
+    dilation: int
+    blocks: tuple[int, ...]
+    tile: int
+
+    def uses(self) -> list[tuple[int, list[tuple[int, int]]]]:
+        """Return each input column of a tile with its pairs of output and kernel column."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for j in range(self.tile):
+            for k in range(self.columns):
+                found.setdefault(j * self.stride + k * self.dilation, []).append((j, k))
+        return sorted(found.items())
+
+
+def depthwise_kernel(
+    form: DepthwiseForm, window: Window, stores: Epilogue, threads: int
+) -> Kernel:
     """Return the kernel of a depthwise convolution with one output per input channel.
 
-    Buffers: `A` input image, `W` weights `(taps, channels)` as int32 or float32, `B` bias, `S`
-    scale (integer only), `G` offset of each tap, what the epilogue adds, `D` output image.
+    Buffers: `A` input image, `W` packed weights (see `depthwise.pack`), `B` bias, `S` scale
+    (integer only), `G` offsets of kernel rows, what the epilogue adds, `D` output image.
 
     Args:
-        data: dtype of the input, `uint8` or `float32`.
-        isa: Kernel family of the profile.
-        columns: Output columns per tile.
+        form: How it multiplies.
+        window: Sizes that are fixed.
         stores: What is stored.
         threads: Number of threads of the network.
     """
-    is_integer = data == "uint8"
-    weights = "int32" if is_integer else "float32"
-    buffers = [("A", data), ("W", weights), ("B", weights)]
-    buffers += [("S", "float32")] if is_integer else []
+    data, sums = ("uint8", "int32") if form.is_integer else ("float32", "float32")
+    buffers = [("A", data), ("W", form.weights), ("B", sums)]
+    buffers += [("S", "float32")] if form.is_integer else []
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     loops = [
         f"for y in {parallel('ho', threads)}:",
         "for b in range(n):",
-        f"for wt in range((wo + {columns - 1}) // {columns}):",
-        "for c in range(dcs // 8):",
+        f"for wt in range((wo + {window.tile - 1}) // {window.tile}):",
+        f"wb: T.let[T.int32] = T.min(wt * {window.tile}, wo - {window.tile})",
     ]
-    body = _tile(is_integer, isa, columns, stores)
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     return Kernel(
-        kind=f"depthwise_{'u8' if is_integer else 'f32'}_{stores.tag}",
+        kind=f"{form.name}_{window.columns}_{stores.tag}",
         buffers=tuple(buffers),
         ints=INTS,
         floats=epilogue.FLOATS,
-        body=(*fill_border("D", border, stores.output), *nest(loops, body)),
+        body=(
+            *fill_border("D", border, stores.output),
+            *nest(loops, _all_channels(form, window, stores)),
+        ),
     )
 
 
-def _tile(is_integer: bool, isa: str, columns: int, stores: Epilogue) -> list[str]:
-    """Lines that compute eight channels of a tile."""
-    acc, channel = "acc[j, T.ramp(0, 1, 8)]", "T.ramp(c * 8, 1, 8)"
-    value = "A[T.ramp(ab + j * acs + G[g], 1, 8)]"
-    total = _multiply_add(value, "W[T.ramp(g * dcs + c * 8, 1, 8)]", acc, is_integer, isa)
-    residual = "T.ramp(b * rns + y * rrs + (wb + j) * rcs + roff + c * 8, 1, 8)"
-    if is_integer:
-        start, dtype = "T.broadcast(0, 8)", "int32"
-        stored = stores.integer(f"({acc} + B[{channel}])", channel, residual)
-    else:
-        start, dtype = f"B[{channel}]", "float32"
-        stored = stores.real(acc, residual)
-    at = "T.ramp(b * dns + y * drs + (wb + j) * dcs + doff + c * 8, 1, 8)"
-    each = f"for j in T.unroll({columns}):"
-    return [
-        f"wb: T.let[T.int32] = T.min(wt * {columns}, wo - {columns})",
-        "ab: T.let[T.int32] = b * ans + y * ars + wb * acs + c * 8",
-        f"acc = T.alloc_buffer(({columns}, 8), '{dtype}', scope='local')",
-        *nest([each], [f"{acc} = {start}"]),
-        *nest(["for g in range(taps):", each], [f"{acc} = {total}"]),
-        *nest([each], [f"D[{at}] = {stored}"]),
-    ]
+def _all_channels(form: DepthwiseForm, window: Window, stores: Epilogue) -> list[str]:
+    """Lines that compute all channels of a tile, block after block."""
+    body: list[str] = []
+    done = "0"  # channels before those of the loop at hand
+    for width in window.blocks:
+        is_last = width == window.blocks[-1]
+        count = f"(dcs - {done} + {width - 1}) // {width}" if is_last else f"dcs // {width}"
+        channel = f"{done} + c * {width}"
+        start = f"T.min({channel}, dcs - {width})" if is_last else channel
+        lines = [
+            f"cb: T.let[T.int32] = {start}",
+            f"wc: T.let[T.int32] = ({channel}) * {window.groups * window.columns * form.rows}",
+            *_Tile(form, window, width, stores).lines(),
+        ]
+        body += nest([f"for c in range({count}):"], lines)
+        done = f"dcs // {width} * {width}"
+    return body
 
 
-def _multiply_add(value: str, weight: str, acc: str, is_integer: bool, isa: str) -> str:
-    if not is_integer:
-        return (
-            f"T.call_llvm_pure_intrin('float32x8', 'llvm.fmuladd.v8f32', {value}, {weight}, {acc})"
+class _Tile:
+    """Writes the lines that compute a block of channels of a tile."""
+
+    def __init__(self, form: DepthwiseForm, window: Window, width: int, stores: Epilogue) -> None:
+        self.form, self.window, self.width, self.stores = form, window, width, stores
+        self.parts = form.rows  # interleaving leaves that many vectors of sums
+        self.lanes = width // self.parts
+        self.in_16 = form.name == "dw_runs"
+
+    def acc(self, j: int, v: int, of: str = "acc") -> str:
+        """Sums of part `v` of output column `j`."""
+        lanes = self.lanes * (2 if of == "acc16" else 1)
+        return f"{of}[{j * self.parts + v}, T.ramp(0, 1, {lanes})]"
+
+    def every(self, line: str) -> list[str]:
+        """A line for every vector of sums; `{acc}` and `{acc16}` stand for it."""
+        return [
+            line.format(acc=self.acc(j, v), acc16=self.acc(j, v, "acc16"))
+            for j in range(self.window.tile)
+            for v in range(self.parts)
+        ]
+
+    def lines(self) -> list[str]:
+        """All lines of the block."""
+        dtype = "int32" if self.form.is_integer else "float32"
+        size = self.window.tile * self.parts
+        start = "T.broadcast(0, {})" if self.form.is_integer else "B[T.ramp(cb, 1, {})]"
+        lines = [f"acc = T.alloc_buffer(({size}, {self.lanes}), '{dtype}', scope='local')"]
+        if self.in_16:
+            lines += [
+                f"acc16 = T.alloc_buffer(({size}, {2 * self.lanes}), 'int16', scope='local')"
+            ]
+        data = "uint8" if self.form.is_integer else "float32"
+        if self.form.rows > 1:
+            lines += [
+                f"{name} = T.alloc_buffer(({self.parts}, {self.width}), '{data}', scope='local')"
+                for name in "pq"
+            ]
+        lines += self.every("{acc} = " + start.format(self.lanes))
+        group = [
+            *(
+                f"a{t}: T.let[T.int32] = b * ans + y * ars + wb * px * {self.window.stride} + cb"
+                f" + G[g * {self.form.rows} + {t}]"
+                for t in range(self.form.rows)
+            ),
+            f"wg: T.let[T.int32] = wc + g * {self.window.columns * self.form.rows * self.width}",
+            *self._group(),
+        ]
+        return [*lines, *nest([f"for g in range({self.window.groups}):"], group), *self._store()]
+
+    # ---- products
+
+    def _group(self) -> list[str]:
+        """Lines that add the products of one group of kernel rows."""
+        lines: list[str] = []
+        if self.in_16:
+            lines += self.every(f"{{acc16}} = T.broadcast(T.int16(0), {2 * self.lanes})")
+        for x, uses in self.window.uses():
+            lines += self._interleave(x)
+            for j, k in uses:
+                lines += [self._multiply_add(x, j, k, v) for v in range(self.parts)]
+        if self.in_16:
+            lines += self.every(f"{{acc}} = {{acc}} + {self._widen('{acc16}')}")
+        return lines
+
+    def _pixel(self, x: int, t: int = 0) -> str:
+        return f"A[T.ramp(a{t} + px * {x}, 1, {self.width})]"
+
+    def _interleave(self, x: int) -> list[str]:
+        """Lines that leave the rows of input column `x` interleaved in `q`."""
+        if self.form.rows == 1:
+            return []
+        at = f"T.ramp(0, 1, {self.width})"
+        if self.form.rows == 2:
+            sides = self._zip(self._pixel(x, 0), self._pixel(x, 1), 1)
+            return [f"q[{i}, {at}] = {side}" for i, side in enumerate(sides)]
+        lines = []
+        for t in (0, 2):
+            sides = self._zip(self._pixel(x, t), self._pixel(x, t + 1), 1)
+            lines += [f"p[{t + i}, {at}] = {side}" for i, side in enumerate(sides)]
+        for i in (0, 1):
+            sides = self._zip(f"p[{i}, {at}]", f"p[{i + 2}, {at}]", 2)
+            lines += [f"q[{2 * i + k}, {at}] = {side}" for k, side in enumerate(sides)]
+        return lines
+
+    def _zip(self, left: str, right: str, size: int) -> tuple[str, str]:
+        """Items of `size` bytes of two vectors in turns, as x86 unpacks them: in lanes of 16."""
+
+        def half(first: int) -> str:
+            index = [
+                side + lane + first + item + byte
+                for lane in range(0, self.width, 16)
+                for item in range(0, 8, size)
+                for side in (0, self.width)
+                for byte in range(size)
+            ]
+            return f"T.Shuffle([{left}, {right}], {index})"
+
+        return half(0), half(8)
+
+    def _multiply_add(self, x: int, j: int, k: int, v: int) -> str:
+        """The line that adds the products of input column `x` and kernel column `k`."""
+        acc, lanes, name = self.acc(j, v), self.lanes, self.form.name
+        weight = (
+            f"W[T.ramp(wg + {(k * self.parts + v) * self.width}, 1, {self.width})]"
+            if self.form.rows > 1
+            else f"W[T.ramp(wg + {k * self.width}, 1, {self.width})]"
         )
-    value = f"T.Cast('int32x8', {value})"
-    if isa == "portable":
-        return f"{acc} + {value} * {weight}"
-    # The upper half of each lane of data is zero, so `pmaddwd` is a full product of small numbers
-    # at half the cost.
-    halves = f"T.reinterpret('int16x16', {value}), T.reinterpret('int16x16', {weight})"
-    return f"{acc} + T.call_llvm_pure_intrin('int32x8', 'llvm.x86.avx2.pmadd.wd', {halves})"
+        data = f"q[{v}, T.ramp(0, 1, {self.width})]" if self.form.rows > 1 else self._pixel(x)
+        if name == "dw_f32":
+            intrinsic = f"llvm.fmuladd.v{lanes}f32"
+            return f"{acc} = {_call(f'float32x{lanes}', intrinsic, data, weight, acc)}"
+        if name == "dw_dot":
+            intrinsic = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+            return f"{acc} = {_call(f'int32x{lanes}', intrinsic, acc, data, weight)}"
+        if name == "dw_pairs":
+            words = _madd_words(lanes, f"T.Cast('int16x{self.width}', {data})", weight)
+            return f"{acc} = {acc} + {words}"
+        if self.form.rows == 1:
+            return f"{acc} = {acc} + {self._tap(data, weight)}"
+        product = _madd_bytes(lanes, data, weight)
+        if self.in_16:
+            acc16 = self.acc(j, v, "acc16")
+            return f"{acc16} = {acc16} + {product}"
+        return f"{acc} = {acc} + {self._widen(product)}"
+
+    def _tap(self, data: str, weight: str) -> str:
+        lanes = self.lanes
+        data = f"T.Cast('int32x{lanes}', {data})"
+        if self.form.name == "dw_plain":
+            return f"{data} * {weight}"
+        # The upper half of each lane of data is zero, so `pmaddwd` is a full product of small
+        # numbers at half the cost.
+        words = (f"T.reinterpret('int16x{2 * lanes}', {side})" for side in (data, weight))
+        return _madd_words(lanes, *words)
+
+    def _widen(self, sums16: str) -> str:
+        """Neighbouring s16 lanes added into s32 lanes."""
+        return _madd_words(self.lanes, sums16, f"T.broadcast(T.int16(1), {2 * self.lanes})")
+
+    # ---- result
+
+    def _store(self) -> list[str]:
+        lanes = min(self.width, 16)
+        lines = []
+        for j in range(self.window.tile):
+            for o in range(self.width // lanes):
+                channel = f"T.ramp(cb + {o * lanes}, 1, {lanes})"
+                pixel = f"b * {{0}}ns + y * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off + cb + "
+                residual, output = (
+                    f"T.ramp({pixel.format(image)}{o * lanes}, 1, {lanes})" for image in "rd"
+                )
+                total = self._in_order(j, o, lanes)
+                to = f"D[{output}]"
+                if self.form.is_integer:
+                    total = f"({total} + B[{channel}])"
+                    stored = self.stores.integer(to, total, channel, residual, lanes)
+                else:
+                    stored = self.stores.real(to, total, residual, lanes)
+                # A scope of their own for what an activation names.
+                lines += nest(["for s in T.unroll(1):"], stored) if len(stored) > 1 else stored
+        return lines
+
+    def _in_order(self, j: int, o: int, lanes: int) -> str:
+        """Sums of `lanes` neighbouring channels of output column `j`."""
+        if self.parts == 1:
+            return self.acc(j, 0)
+        each = lanes // self.parts
+        index = [v * self.lanes + o * each + i for v in range(self.parts) for i in range(each)]
+        return f"T.Shuffle([{', '.join(self.acc(j, v) for v in range(self.parts))}], {index})"
+
+
+def _madd_bytes(lanes: int, data: str, weight: str) -> str:
+    """Sums of two u8 x s8 products in s16; the caller has proved that they fit."""
+    names = {
+        4: "llvm.x86.ssse3.pmadd.ub.sw.128",
+        8: "llvm.x86.avx2.pmadd.ub.sw",
+        16: "llvm.x86.avx512.pmaddubs.w.512",
+    }
+    return _call(f"int16x{2 * lanes}", names[lanes], data, weight)
+
+
+def _madd_words(lanes: int, left: str, right: str) -> str:
+    """Sums of two s16 x s16 products in s32."""
+    names = {
+        4: "llvm.x86.sse2.pmadd.wd",
+        8: "llvm.x86.avx2.pmadd.wd",
+        16: "llvm.x86.avx512.pmaddw.d.512",
+    }
+    return _call(f"int32x{lanes}", names[lanes], left, right)
+
+
+def _call(dtype: str, name: str, *arguments: str) -> str:
+    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

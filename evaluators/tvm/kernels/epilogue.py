@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import activation
+from .activation import activate
+
 # Parameters that every epilogue reads. The clamping bounds of quantized values are relative to
 # their zero point and in float, since a float that leaves the int32 range must not be converted
 # before it is clamped.
 INTS = ("zo", "zr", "rns", "rrs", "rcs", "roff")
-FLOATS = ("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr")
+FLOATS = ("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", *activation.FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +27,21 @@ class Epilogue:
             and `fr` turn both into output steps.
         has_fraction: Whether an integer kernel adds a float per channel to the scaled sum: what
             is left of a bias that is no whole number of steps.
+        activation: Name of the activation before the clamp, if there is one. What comes before it
+            is then in real units, also where the output is `uint8`.
     """
 
     output: str
     residual: str = ""
     has_fraction: bool = False
+    activation: str = ""
 
     @property
     def tag(self) -> str:
         """Short form for names: `u8` or `f32`, and what is added."""
         stored = {"uint8": "u8", "float32": "f32"}[self.output]
-        return stored + "_add" * bool(self.residual) + "_fraction" * self.has_fraction
+        stored += "_add" * bool(self.residual) + "_fraction" * self.has_fraction
+        return stored + f"_{self.activation}" * bool(self.activation)
 
     @property
     def buffers(self) -> tuple[tuple[str, str], ...]:
@@ -42,31 +49,37 @@ class Epilogue:
         fraction = (("C", "float32"),) if self.has_fraction else ()
         return (*fraction, *((("R", self.residual),) if self.residual else ()))
 
-    def integer(self, total: str, channel: str, residual_at: str, lanes: int = 8) -> str:
-        """Return what is stored for a vector of int32 sums, bias included.
+    def integer(
+        self, to: str, total: str, channel: str, residual_at: str, lanes: int = 8
+    ) -> list[str]:
+        """Return the lines that store a vector of int32 sums, bias included, as `to`.
 
         `S` holds the scale per channel.
         """
         real = f"T.Cast('float32x{lanes}', {total}) * S[{channel}]"
         if self.has_fraction:
             real = f"{real} + C[{channel}]"
-        if self.output == "float32":
-            return clamp(real, "flo", "fhi", lanes)
-        if not self.residual:
-            return to_u8(real, lanes)
-        own = clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
-        other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
-        other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
-        return to_u8(f"{own} * T.broadcast(fc, {lanes}) + {other}", lanes)
+        if self.residual and self.output == "uint8":
+            own = clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
+            other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
+            other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
+            real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
+        if self.activation or self.output == "float32":
+            return self._real(to, real, lanes)
+        return [f"{to} = {to_u8(real, lanes)}"]
 
-    def real(self, total: str, residual_at: str, lanes: int = 8) -> str:
-        """Return what is stored for a vector of float32 sums, bias included."""
+    def real(self, to: str, total: str, residual_at: str, lanes: int = 8) -> list[str]:
+        """Return the lines that store a vector of float32 sums, bias included, as `to`."""
         if self.residual:
             total = f"{total} + R[{residual_at}]"
-        value = clamp(total, "flo", "fhi", lanes)
-        if self.output == "float32":
-            return value
-        return to_u8(f"{value} * T.broadcast(inv, {lanes})", lanes)
+        return self._real(to, total, lanes)
+
+    def _real(self, to: str, total: str, lanes: int) -> list[str]:
+        lines, value = activate(self.activation, total, lanes)
+        value = clamp(value, "flo", "fhi", lanes)
+        if self.output == "uint8":
+            value = to_u8(f"{value} * T.broadcast(inv, {lanes})", lanes)
+        return [*lines, f"{to} = {value}"]
 
 
 def clamp(value: str, low: str, high: str, lanes: int) -> str:

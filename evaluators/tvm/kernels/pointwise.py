@@ -6,10 +6,13 @@ step, round). Only a product and the sum behind it may be fused by the CPU.
 
 from __future__ import annotations
 
+from . import activation
+from .activation import activate
 from .script import Kernel, fill_border, nest, parallel
 
 _OUTPUT = ("n", "ho", "wo", "dns", "drs", "dcs", "doff", "db", "zo")
 _CLAMP = ("flo", "fhi", "step", "qlo", "qhi")
+_SIGNS = {"add": "+", "mul": "*"}
 
 
 def _real(buffer: str, dtype: str, at: str, operand: int) -> str:
@@ -42,15 +45,19 @@ def _border(output: str) -> list[str]:
     return fill_border("D", "zo" if output == "uint8" else "T.float32(0)", output)
 
 
-def elementwise_kernel(operands: tuple[str, ...], output: str, threads: int) -> Kernel:
-    """Return the kernel that adds one or two images of one shape, clamps and stores.
+def elementwise_kernel(
+    operands: tuple[str, ...], output: str, threads: int, how: str = "add", function: str = ""
+) -> Kernel:
+    """Return the kernel that adds or multiplies one or two images, activates, clamps and stores.
 
-    With one operand it changes scale or type.
+    With one operand it changes scale or type. Strides of 0 spread an operand over rows or columns.
 
     Args:
         operands: dtypes of `A0` (and `A1`).
         output: dtype of `D`.
         threads: Number of threads of the network.
+        how: `add` or `mul`.
+        function: Name of an activation, or an empty string.
     """
     names = [f"A{k}" for k in range(len(operands))]
     at = "T.ramp(b * a{0}ns + y * a{0}rs + x * a{0}cs + a{0}off + c * 8, 1, 8)"
@@ -63,14 +70,16 @@ def elementwise_kernel(operands: tuple[str, ...], output: str, threads: int) -> 
         *("for b in range(n):", "for x in range(wo):", "for c in range(dcs // 8):"),
     ]
     to = "T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)"
-    store = f"D[{to}] = {_stored(' + '.join(values), output)}"
+    joined = f" {_SIGNS[how]} ".join(f"({value})" for value in values)
+    lines, result = activate(function, joined, 8)
+    store = f"D[{to}] = {_stored(result, output)}"
     per_operand = [f"a{k}{s}" for k in range(len(operands)) for s in ("ns", "rs", "cs", "off")]
     return Kernel(
-        kind=f"pointwise_{'_'.join(operands)}_{output}",
+        kind=f"{how}{f'_{function}' * bool(function)}_{'_'.join(operands)}_{output}",
         buffers=(*zip(names, operands, strict=True), ("D", output)),
         ints=(*_OUTPUT, *per_operand, *(f"z{k}" for k in range(len(operands)))),
-        floats=(*_CLAMP, *(f"f{k}" for k in range(len(operands)))),
-        body=(*_border(output), *nest(loops, [store])),
+        floats=(*_CLAMP, *activation.FLOATS, *(f"f{k}" for k in range(len(operands)))),
+        body=(*_border(output), *nest(loops, [*lines, store])),
     )
 
 

@@ -83,6 +83,30 @@ def test_form_follows_from_the_proof(isa: str, top: int, forms: set[str]) -> Non
     assert {knobs.form for knobs in options(layer(weights, 14, 14), isa)} == forms
 
 
+@pytest.mark.parametrize(
+    ("isa", "top", "channels", "forms"),
+    [
+        ("portable", 127, 40, {"dw_plain"}),
+        ("avx2", 127, 8, {"dw_taps"}),
+        ("avx2", 127, 40, {"dw_pairs"}),
+        ("avx2", 64, 40, {"dw_pairs", "dw_quads"}),
+        ("avx2", 21, 40, {"dw_pairs", "dw_runs"}),
+        ("avx2", 22, 40, {"dw_pairs", "dw_quads"}),  # 2 rows x 3 columns x 22 x 255 > 32767
+        ("avx512", 64, 40, {"dw_pairs"}),
+        ("avx512vnni", 127, 40, {"dw_pairs", "dw_dot"}),
+    ],
+)
+def test_depthwise_form_follows_from_the_proof(
+    isa: str, top: int, channels: int, forms: set[str]
+) -> None:
+    weights = np.full((channels, 1, 3, 3), top, np.int8)
+    candidate = layer(weights, 14, 3, groups=channels)
+    assert candidate.is_depthwise
+    found = options(candidate, isa)
+    assert {knobs.form for knobs in found} == forms
+    assert all(knobs.tw <= 3 and knobs.ocb <= channels for knobs in found)
+
+
 def test_zero_input_is_no_division() -> None:
     found = layer(np.full((8, 8, 1, 1), 127, np.int8), 4, 4)
     found = replace(found, source=replace(found.source, data_max=0), _runs={})

@@ -50,7 +50,7 @@ class Sizes:
 @st.composite
 def sizes(draw: st.DrawFn, depthwise: bool = False) -> Sizes:
     """Sizes with tails: channels off the multiples of eight, outputs smaller than tiles."""
-    groups = draw(st.sampled_from([2, 8, 13, 24] if depthwise else [1, 1, 1, 2, 3]))
+    groups = draw(st.sampled_from([2, 8, 13, 24, 40, 72, 104] if depthwise else [1, 1, 1, 2, 3]))
     ic, oc = (groups, groups) if depthwise else draw(pairs(21))
     if not depthwise and groups > 1:
         ic, oc = groups * -(-ic // 4), groups * -(-oc // 2)
@@ -145,9 +145,9 @@ def assert_close(got: NDArray[Any], expected: NDArray[Any]) -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * largest)
 
 
-def run(kernels: Any, layer: ConvLayer, knobs: Knobs | None, data: Any, *more: Any) -> Any:
-    """Run one setting, or the depthwise kernel; `more` is the residual buffer."""
-    call = layer.depthwise_call(kernels.isa) if knobs is None else layer.call(knobs)
+def run(kernels: Any, layer: ConvLayer, knobs: Knobs, data: Any, *more: Any) -> Any:
+    """Run one setting; `more` is the residual buffer."""
+    call = layer.call(knobs)
     *constants, ints, floats = call.constants
     arguments = [kernels.fill(layer.source, data), *constants, *more, ints, floats]
     return kernels.run(call.kernel, arguments, layer.output)
@@ -245,17 +245,18 @@ def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
 
 
 @given(sizes=sizes(depthwise=True), bits=st.integers(2, 8), seed=numbers)
-@settings(few, max_examples=20)
+@settings(few, max_examples=8)
 def test_depthwise_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sink = Sink(int(rng.integers(0, 3)), "uint8", 0.25, int(rng.integers(0, 256)), low=-20.0)
     layer, data, reals = Case(sizes, rng, sink, bits).integer(int(rng.integers(0, 256)), 255)
     assert layer.is_depthwise
-    np.testing.assert_array_equal(run(kernels, layer, None, data), stored(sink, reals))
+    for knobs in settings_of(kernels, layer):
+        np.testing.assert_array_equal(run(kernels, layer, knobs, data), stored(sink, reals))
 
 
 @given(sizes=sizes(depthwise=True), seed=numbers)
-@settings(few, max_examples=20)
+@settings(few, max_examples=8)
 def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     rng = np.random.default_rng(seed)
     case = Case(sizes, rng, Sink(1, low=0.0), 32)
@@ -264,5 +265,5 @@ def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     bias = rng.standard_normal(channels).astype(np.float32)
     layer = case.layer(source, bias, np.ones(channels, np.float32))
     expected = np.maximum(sums(sizes, data, case.weights) + bias, 0)
-    got = run(kernels, layer, None, data)
-    assert_close(got, expected)
+    for knobs in settings_of(kernels, layer):
+        assert_close(run(kernels, layer, knobs, data), expected)

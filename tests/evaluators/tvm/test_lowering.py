@@ -291,6 +291,100 @@ def se_block(b: Any) -> Any:
     )
 
 
+@case
+def activations_of_float_layers(b: Any) -> Any:
+    x = b.op("HardSwish", b.float_conv("input", (12, 3, 3, 3)))
+    x = b.op("Sigmoid", b.float_conv(x, (12, 1, 3, 3), group=12, pads=[1] * 4))
+    x = b.op("LeakyRelu", b.op("Add", x, b.float_conv(x, (12, 12, 1, 1))), alpha=0.2)
+    x = b.op("PRelu", b.float_conv(x, (8, 12, 1, 1)), b.number(0.3))
+    return b.model((1, 3, 6, 7), b.op("Relu", b.op("Tanh", b.float_conv(x, (8, 8, 1, 1)))))
+
+
+@case
+def activation_of_shared(b: Any) -> Any:
+    x = b.float_conv("input", (8, 3, 3, 3))
+    s = b.op("Sigmoid", x)
+    y = b.op("Mul", s, x)
+    return b.model((1, 3, 6, 7), y, b.float_conv(b.op("Gelu", y), (8, 8, 1, 1)), s)
+
+
+@case
+def activation_between_clips(b: Any) -> Any:
+    x = b.op("Clip", b.float_conv("input", (8, 3, 3, 3)), b.number(-0.4), b.number(0.3))
+    x = b.op("Clip", b.op("HardSwish", b.op("Tanh", x)), b.number(-0.01), b.number(0.1))
+    return b.model((1, 3, 6, 7), b.op("MaxPool", b.op("Sigmoid", x), kernel_shape=[2, 2]))
+
+
+@case
+def silu_quantized(b: Any) -> Any:
+    x = b.conv(b.quantized("input", STEP, 100), (16, 3, 3, 3), 6, STEP, pads=[1] * 4)
+    x = b.quantized(b.op("Mul", x, b.op("Sigmoid", x)), STEP, 10)
+    y = b.conv(x, (16, 1, 3, 3), 6, STEP, group=16, pads=[1] * 4)
+    y = b.quantized(b.op("Mul", b.op("HardSigmoid", y, alpha=0.2), y), STEP, 10)
+    y = b.quantized(b.conv(y, (16, 16, 1, 1), 5, STEP), STEP, 128)
+    z = b.quantized(b.op("HardSwish", b.op("Add", x, y)), STEP, 20)
+    return b.model((1, 3, 6, 7), b.conv(z, (8, 16, 1, 1), 6, STEP))
+
+
+@case
+def gelu_written_out(b: Any) -> Any:
+    x = b.op("Add", b.op("MatMul", "input", b.floats(16, 24)), b.floats(24))
+    erf = b.op("Erf", b.op("Div", x, b.number(2**0.5)))
+    x = b.op("Mul", b.op("Mul", x, b.op("Add", erf, b.number(1))), b.number(0.5))
+    x = b.op("MatMul", x, b.floats(24, 24))
+    erf = b.op("Erf", b.op("Mul", x, b.number(0.5**0.5)))
+    x = b.op("Mul", b.op("Mul", b.number(0.5), x), b.op("Add", b.number(1), erf))
+    x = b.op("Gelu", b.op("MatMul", x, b.floats(24, 16)), approximate="tanh")
+    return b.model((2, 5, 16), b.op("MatMul", x, b.floats(16, 8)))
+
+
+@case
+def layer_norms(b: Any) -> Any:
+    x = b.op("MatMul", "input", b.floats(16, 40))
+    x = b.op("LayerNormalization", x, b.floats(40), b.floats(40), epsilon=0.01)
+    x = b.op("Relu", b.op("LayerNormalization", b.op("MatMul", x, b.floats(40, 24)), b.floats(24)))
+    x = b.op("MatMul", x, b.floats(24, 20))
+    x = b.op("LayerNormalization", x, b.floats(20), b.floats(20))
+    return b.model((2, 5, 16), b.op("LayerNormalization", x, b.floats(5, 20), axis=1))
+
+
+@case
+def layer_norm_quantized(b: Any) -> Any:
+    x = b.quantized(b.layer("Gemm", "input", (24, 16), 32, 0.0, transB=1), STEP, 128)
+    x = b.quantized(b.op("LayerNormalization", x, b.floats(24), b.floats(24)), STEP, 100)
+    return b.model((5, 16), b.layer("Gemm", x, (8, 24), 6, STEP, transB=1))
+
+
+@case
+def feed_forward(b: Any) -> Any:
+    x = b.op("Add", b.op("MatMul", "input", b.floats(16, 24)), b.floats(24))
+    y = b.op("Gelu", b.op("Add", b.op("MatMul", x, b.floats(24, 40)), b.floats(40)))
+    y = b.op("Add", b.op("MatMul", y, b.floats(40, 24)), b.floats(24))
+    z = b.op("LayerNormalization", b.op("Add", y, x), b.floats(24), b.floats(24))
+    return b.model((2, 5, 16), b.op("Mul", z, b.op("Add", z, b.op("MatMul", z, b.floats(24, 24)))))
+
+
+@case
+def sums_of_other_ranks(b: Any) -> Any:
+    x = b.float_conv("input", (8, 4, 3), pads=[1, 1])
+    y = b.op("Relu", b.op("Add", x, b.op("Relu", b.float_conv(x, (8, 8, 1)))))
+    m = b.op("Add", b.op("MatMul", y, b.floats(9, 9)), y)
+    return b.model((2, 4, 9), b.op("Reshape", b.op("Add", m, m), b.integers(-1)))
+
+
+@case
+def product_with_scalar(b: Any) -> Any:
+    x = b.op("Mul", b.float_conv("input", (8, 3, 3, 3)), b.number(0.7))
+    return b.model((1, 3, 6, 7), b.op("Mul", x, b.constant(np.ones((1, 8, 1, 1), np.float32))))
+
+
+@case
+def gate_with_rows(b: Any) -> Any:
+    x = b.float_conv("input", (8, 3, 3, 3))
+    gate = b.op("ReduceMean", x, b.integers(3))
+    return b.model((2, 3, 6, 7), b.op("Mul", gate, x), b.op("Mul", x, x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_network(make: Network, builder: Any, same_as_reference: Any) -> None:

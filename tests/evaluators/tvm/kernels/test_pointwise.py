@@ -72,7 +72,9 @@ def run(
     """Run a kernel on pairs of image and data."""
     values: dict[str, float] = {**output.as_output(), **sink.parameters(), **more}
     for k, (image, _) in enumerate(operands):
-        values |= {**image.as_source(str(k)), f"z{k}": image.zero_point, f"f{k}": image.scale}
+        source = image.as_source(str(k)).items()
+        values |= {name: value for name, value in source if name not in more}
+        values |= {f"z{k}": image.zero_point, f"f{k}": image.scale}
     buffers = [kernels.fill(image, data) for image, data in operands]
     return kernels.run(kernel, [*buffers, *parameter_arrays(kernel, values)], output)
 
@@ -95,6 +97,23 @@ def test_sum_of_images(
         tolerance = 1.0 if output == "uint8" else 1e-6
         np.testing.assert_allclose(got, expected, rtol=1e-6, atol=tolerance)
         assert (np.abs(got - expected.astype(float)) > 1e-6).mean() < 0.02
+
+
+@given(size=sizes, channels=st.integers(1, 20), inputs=st.tuples(dtypes, dtypes))
+@few
+@pytest.mark.parametrize("is_gate", [False, True])
+def test_product_of_images(
+    kernels: Any, size: tuple[int, int, int], channels: int, inputs: list[str], is_gate: bool
+) -> None:
+    sink = sink_of("float32")
+    sizes_of = [size, (size[0], 1, 1) if is_gate else size]
+    images = [operand(dtype, sizes_of[k], channels, k) for k, dtype in enumerate(inputs)]
+    operands = [(image, pixels(image, k)) for k, image in enumerate(images)]
+    kernel = elementwise_kernel(tuple(inputs), "float32", 1, "mul")
+    still = {"a1rs": 0, "a1cs": 0} if is_gate else {}
+    got = run(kernels, kernel, sink, operands, sink.image(*size, channels), **still)
+    expected = stored(sink, reals(*operands[0]) * reals(*operands[1]))
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
 @given(

@@ -1,0 +1,143 @@
+"""Depthwise layers: the forms that are exact for their weights, and the weights in order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.conv import Knobs
+from .kernels.depthwise import FORMS, DepthwiseForm
+
+# Output columns of a tile by form, best guess first; AVX-512 has twice the registers.
+_TILES = {
+    "dw_f32": (7, 4, 6, 2),
+    "dw_plain": (4, 2),
+    "dw_taps": (7, 4, 2),
+    "dw_pairs": (4, 2, 3),
+    "dw_quads": (3, 1),
+    "dw_runs": (2, 1),
+}
+_TILES_512 = {
+    "dw_f32": (7, 8, 4, 2),
+    "dw_taps": (7, 8, 4),
+    "dw_pairs": (7, 4, 6, 2),
+    "dw_runs": (2, 3),
+    "dw_dot": (4, 7),
+}
+_MAX_COLUMNS = 9  # wider kernels would unroll to very long text: they take the plain tile of one
+
+
+def options(
+    weights: NDArray[np.generic], data_max: int, pitch: int, width: int, isa: str
+) -> list[Knobs]:
+    """Return the settings worth timing for a depthwise layer, the most promising first.
+
+    Args:
+        weights: Shape `(channels, 1, kh, kw)`, int8 or float32.
+        data_max: Largest value of a uint8 input.
+        pitch: Channel pitch of the images.
+        width: Columns of the output.
+        isa: Kernel family of the profile.
+    """
+    has_512 = isa.startswith("avx512")
+    tiles = _TILES_512 if has_512 else _TILES
+    found = []
+    for name in _forms(weights, data_max, pitch, isa):
+        block = _blocks(name, pitch, has_512)[0]
+        counts = [t for t in tiles[name] if t <= width][:3] or [1]
+        if weights.shape[3] > _MAX_COLUMNS:
+            counts = [1]
+        found += [Knobs(name, min(block, 16 if has_512 else 8), block, 1, t) for t in counts]
+    return found
+
+
+def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) -> list[str]:
+    """Return the forms that are exact for the layer's weights, and worth a try."""
+    if weights.dtype != np.int8:
+        return ["dw_f32"]
+    if isa == "portable":
+        return ["dw_plain"]
+    if pitch < 16:
+        return ["dw_taps"]
+    # Exact at any width, and often the fastest: its data need fewer steps of interleaving.
+    found = ["dw_pairs"]
+    if isa == "avx512vnni":
+        return [*found, "dw_dot"]
+    fits_pair, fits_run = _proofs(weights, data_max)
+    if fits_run:
+        return [*found, "dw_runs"]
+    return [*found, "dw_quads"] if fits_pair and isa == "avx2" else found
+
+
+def _proofs(weights: NDArray[np.generic], data_max: int) -> tuple[bool, bool]:
+    """Return whether two rows fit into s16, for one column and summed over all columns.
+
+    Every partial sum lies between that of the negative and that of the positive products, each
+    taken with the largest input.
+    """
+    pairs = _in_groups(weights, 2).astype(np.int32)  # (channels, groups, 2, columns)
+    largest = max(data_max, 1)
+    sides = (np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2))
+    limits = (32767 // largest, 32768 // largest)
+    columns = all(side.max() <= limit for side, limit in zip(sides, limits, strict=True))
+    runs = all(side.sum(2).max() <= limit for side, limit in zip(sides, limits, strict=True))
+    return columns, runs
+
+
+def blocks_of(knobs: Knobs, pitch: int) -> tuple[int, ...]:
+    """Return the widths of channel blocks of a setting, as `Window.blocks` has them."""
+    return _blocks(knobs.form, pitch, knobs.lanes == 16)
+
+
+def _blocks(form: str, pitch: int, has_512: bool) -> tuple[int, ...]:
+    rows = FORMS[form].rows
+    if rows == 1:
+        return (16, 8) if has_512 and pitch >= 16 else (8,)
+    widest = 16 * rows if has_512 else 8 * rows
+    if pitch >= widest:
+        return (widest, widest // 2) if widest > 16 else (widest,)
+    return next((size,) for size in (32, 16) if size <= pitch)
+
+
+def row_groups(form: DepthwiseForm, kernel_rows: int) -> NDArray[np.int64]:
+    """Return the kernel row of each place in each group; the last row fills its group up."""
+    places = np.arange(-(-kernel_rows // form.rows) * form.rows)
+    return np.minimum(places, kernel_rows - 1).reshape(-1, form.rows)
+
+
+def _in_groups(weights: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    """Return the weights as `(channels, groups, rows, columns)`, groups filled up with zeros."""
+    channels, _, kh, kw = weights.shape
+    padded = np.pad(weights[:, 0], [(0, 0), (0, -kh % rows), (0, 0)])
+    return padded.reshape(channels, -1, rows, kw)
+
+
+def pack(
+    weights: NDArray[np.generic], form: DepthwiseForm, pitch: int, blocks: tuple[int, ...]
+) -> NDArray[np.generic]:
+    """Order weights as block, group of rows, column, then as the bytes of the rows interleave.
+
+    Args:
+        weights: Shape `(channels, 1, kh, kw)`.
+        form: How they are multiplied.
+        pitch: Channel pitch of the images.
+        blocks: Widths of channel blocks.
+    """
+    grouped = _in_groups(weights, form.rows)
+    grouped = np.pad(grouped, [(0, pitch - len(weights)), (0, 0), (0, 0), (0, 0)])
+    packed, done = [], 0
+    for width in blocks:
+        while done < pitch if width == blocks[-1] else done + width <= pitch:
+            start = min(done, pitch - width)
+            packed.append(_interleaved(grouped[start : start + width], form.rows))
+            done += width
+    return np.concatenate(packed).astype(form.weights)
+
+
+def _interleaved(block: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
+    """Order a block: column by column, the channels as unpacking bytes in lanes of 16 leaves."""
+    width, groups, _, columns = block.shape
+    if rows == 1:
+        return block.transpose(1, 3, 2, 0).reshape(-1)
+    lanes = block.reshape(width // 16, rows, 16 // rows, groups, rows, columns)
+    return lanes.transpose(3, 5, 1, 0, 2, 4).reshape(-1)
