@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from .records import TrialRecord
-from .report_view import DASH, TIMES, ReportView, bits_text, mean_bits, mean_pruning_ratio
+from ..records import TrialRecord
+from .view import DASH, TIMES, ReportView, bits_text, mean_bits, mean_pruning_ratio
 
 
 def render_facts(pairs: Iterable[tuple[str, str]], css_class: str) -> str:

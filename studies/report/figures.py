@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..search.pareto import hypervolume_history, is_pareto_optimal
-from .records import TrialRecord
-from .report_style import (
+from ...search.pareto import hypervolume_history, is_pareto_optimal
+from ..records import TrialRecord
+from .style import (
     BASELINE_COLOR,
     DOMINATED_COLOR,
     FRONT_COLOR,
@@ -24,7 +24,7 @@ from .report_style import (
     base_axis,
     base_layout,
 )
-from .report_view import TIMES, Axis, ReportView, bits_text, mean_pruning_ratio
+from .view import TIMES, Axis, ReportView, bits_text, mean_pruning_ratio
 
 FOCUS = 0.12  # accuracy plots open on this much below the best point; the rest is a zoom away
 

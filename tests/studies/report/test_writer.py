@@ -15,7 +15,7 @@ import pytest
 
 from paredown.studies.records import StudyRecord, TrialRecord
 from paredown.studies.report import ReportError, build_figures, render_report, write_report
-from paredown.studies.report_view import ReportView
+from paredown.studies.report.view import ReportView
 
 NewRecord = Callable[..., StudyRecord]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

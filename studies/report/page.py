@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
-from .records import TrialRecord
-from .report_assets import SCRIPT, STYLE
-from .report_style import (
+from ..records import TrialRecord
+from .assets import SCRIPT, STYLE
+from .style import (
     BASELINE_COLOR,
     DOMINATED_COLOR,
     FRONT_COLOR,
     INFEASIBLE_COLOR,
     UNIFORM_COLOR,
 )
-from .report_tables import render_facts, render_failures, render_settings, render_table
-from .report_view import DASH, TIMES, ReportView
+from .tables import render_facts, render_failures, render_settings, render_table
+from .view import DASH, TIMES, ReportView
 
 # Nothing is fetched: the page carries plotly.js, and the policy forbids any request.
 # plotly.js builds some of its functions from strings, hence 'unsafe-eval'.

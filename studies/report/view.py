@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ..search.candidate import FLOAT_BITS, Candidate
-from .records import StudyRecord, TrialRecord
+from ...search.candidate import FLOAT_BITS, Candidate
+from ..records import StudyRecord, TrialRecord
 
 LOSS_BUDGET = 0.005  # the headline's loss: 0.5 points where the metric is a share
 LOG_FROM = 3.0  # axes whose largest value is this many times the least are logarithmic

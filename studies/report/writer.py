@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..hw_profiles.errors import ParedownError
-from .records import StudyRecord
-from .report_figures import front_3d, hypervolume_figure, projection
-from .report_maps import bits_map, pruning_map
-from .report_page import render_page
-from .report_view import ReportView
+from ...hw_profiles.errors import ParedownError
+from ..records import StudyRecord
+from .figures import front_3d, hypervolume_figure, projection
+from .maps import bits_map, pruning_map
+from .page import render_page
+from .view import ReportView
 
 
 class ReportError(ParedownError):

@@ -6,10 +6,10 @@ import html
 import math
 from typing import Any
 
-from ..search.candidate import FLOAT_BITS
-from .records import TrialRecord
-from .report_style import MUTED_COLOR, Figure, base_layout
-from .report_view import DASH, ReportView
+from ...search.candidate import FLOAT_BITS
+from ..records import TrialRecord
+from .style import MUTED_COLOR, Figure, base_layout
+from .view import DASH, ReportView
 
 # Darker is more compressed in both maps: blues for bits, oranges for pruning.
 BIT_COLORS = {

@@ -7,7 +7,7 @@ import pytest
 
 from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice
 from paredown.studies.records import INTERRUPTED, StudyRecord, TrialRecord
-from paredown.studies.report_view import ReportView, bits_text, uniform_label
+from paredown.studies.report.view import ReportView, bits_text, uniform_label
 
 NewRecord = Callable[..., StudyRecord]
 
