@@ -99,7 +99,8 @@ class Emitter:
         return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
 
     def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:
-        kernel = from_nchw_kernel(sink.dtype, self.threads)
+        dense = output.c if output.cp == output.c < 8 and not is_row else 0
+        kernel = from_nchw_kernel(sink.dtype, self.threads, dense)
         values = {**output.as_output(), **sink.parameters(), "c": output.c}
         if is_row:
             values |= {"n": output.w, "wo": 1, "dns": output.cp}
