@@ -8,22 +8,14 @@ from numpy.typing import NDArray
 from .kernels.conv import Knobs
 from .kernels.depthwise import FORMS, DepthwiseForm
 
-# Output columns of a tile by form, best guess first; AVX-512 has twice the registers.
-_TILES = {
-    "dw_f32": (7, 4, 6, 2),
-    "dw_plain": (4, 2),
-    "dw_taps": (7, 4, 2),
-    "dw_pairs": (4, 2, 3),
-    "dw_quads": (3, 1),
-    "dw_runs": (2, 1),
+# Most output columns of a tile by form: their sums stay in registers. AVX-512 has twice as many.
+_WIDEST = {
+    **{"dw_f32": 7, "dw_plain": 4, "dw_taps": 7},
+    **{"dw_pairs": 4, "dw_quads": 3, "dw_runs": 2},
 }
-_TILES_512 = {
-    "dw_f32": (7, 8, 4, 2),
-    "dw_taps": (7, 8, 4),
-    "dw_pairs": (7, 4, 6, 2),
-    "dw_runs": (2, 3),
-    "dw_dot": (4, 7),
-}
+_WIDEST_512 = {"dw_f32": 8, "dw_taps": 8, "dw_pairs": 7, "dw_runs": 3, "dw_dot": 7}
+_TIMED = 3  # tiles per form
+_TILE_COLUMNS = 2  # what a tile costs beside its columns, in columns
 _MAX_COLUMNS = 9  # wider kernels would unroll to very long text: they take the plain tile of one
 
 
@@ -40,15 +32,19 @@ def options(
         isa: Kernel family of the profile.
     """
     has_512 = isa.startswith("avx512")
-    tiles = _TILES_512 if has_512 else _TILES
+    widest = _WIDEST_512 if has_512 else _WIDEST
     found = []
     for name in _forms(weights, data_max, pitch, isa):
         block = _blocks(name, pitch, has_512)[0]
-        counts = [t for t in tiles[name] if t <= width][:3] or [1]
-        if weights.shape[3] > _MAX_COLUMNS:
-            counts = [1]
+        counts = [1] if weights.shape[3] > _MAX_COLUMNS else _tiles(width, widest[name])
         found += [Knobs(name, min(block, 16 if has_512 else 8), block, 1, t) for t in counts]
     return found
+
+
+def _tiles(width: int, widest: int) -> list[int]:
+    """Return widths of tiles that should be fast, the best first: few, and little overlap."""
+    counts = range(1, min(width, widest) + 1)
+    return sorted(counts, key=lambda t: -(-width // t) * (t + _TILE_COLUMNS))[:_TIMED]
 
 
 def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) -> list[str]:
