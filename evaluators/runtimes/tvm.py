@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ class TvmSession:
         import tvm_ffi
         from tvm import relax
 
-        from ..tvm.signature import read_signature
+        from ..tvm.signature import read_network, read_signature
 
         self._tvm = tvm
         # The loader knows open libraries by name and would return an older one of this name.
@@ -50,19 +51,18 @@ class TvmSession:
             )
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
-        self._main = machine["main"]
+        self._network = read_network(machine)
 
     def run(self, *inputs: Array) -> list[Array]:
         """Run once on `inputs`."""
-        result = self._main(*(self._tvm.runtime.tensor(array) for array in inputs))
+        result = self._network(*(self._tvm.runtime.tensor(array) for array in inputs))
         results = [result] if hasattr(result, "numpy") else list(result)
         return [tensor.numpy() for tensor in results]
 
     def bind(self, *inputs: Array) -> Callable[[], Any]:
         """Return a call that runs on tensors made once."""
-        main = self._main
         tensors = [self._tvm.runtime.tensor(array) for array in inputs]
-        return lambda: main(*tensors)
+        return partial(self._network, *tensors)
 
 
 @register("tvm")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .graph import Node, conv_pads
 from .image import Image
+from .kernels.script import worth_threads
 from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
@@ -156,7 +157,8 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     geometry = replace(layer.geometry, icp=source.cp)
     n, h, w = layer.size
     output = sink.image(n, h, w, geometry.oc)
-    placed = (source, layer.pads, output, sink, low.threads)
+    threads = worth_threads(low.threads, _work(geometry, output, weights))
+    placed = (source, layer.pads, output, sink, threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
         return low.call_layer(ConvLayer(geometry, weights.reals, bias, factor, *placed))
@@ -170,6 +172,14 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     fraction = None if rest is None else (rest / target).astype(np.float32)
     bias = (whole - zero_sum).astype(np.int32)
     return low.call_layer(ConvLayer(geometry, weights.values, bias, factor, *placed, fraction))
+
+
+def _work(geometry: ConvGeometry, output: Image, weights: Weights) -> float:
+    """Return the work of a layer in the unit of `worth_threads`."""
+    products = output.n * output.h * output.w * weights.values.size
+    if geometry.groups == geometry.ic > 1:
+        return products / 12
+    return products / (64 if weights.scale is not None else 32)
 
 
 def _whole_steps(

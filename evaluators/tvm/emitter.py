@@ -12,9 +12,11 @@ from tvm import relax
 
 from .image import Image
 from .kernels.pointwise import elementwise_kernel, from_nchw_kernel, to_nchw_kernel
-from .kernels.script import Kernel
+from .kernels.script import Kernel, worth_threads
 from .layers import parameter_arrays
+from .signature import WEIGHTS_FUNCTION
 from .sink import Sink
+from .stored import StoredWeights
 
 
 class Emitter:
@@ -28,13 +30,32 @@ class Emitter:
     def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
         self.builder, self.threads = builder, threads
         self.kernels: dict[str, Kernel] = {}
+        self.weights: dict[relax.Var, StoredWeights] = {}  # further parameters of the network
 
     def call(self, kernel: Kernel, arguments: Sequence[Any], size: int, dtype: str) -> Any:
         """Emit a call of a kernel; arrays become constants. Returns the flat output."""
         self.kernels[kernel.symbol] = kernel
         values = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        call = relax.call_dps_packed(kernel.symbol, values, relax.TensorType((size,), dtype))
+        call = relax.call_dps_packed(kernel.symbol, values, _flat(size, dtype))
         return self.builder.emit(call)
+
+    def unpacked(self, weights: StoredWeights) -> relax.Var:
+        """Return the parameter of the network that brings unpacked weights."""
+        var = relax.Var(f"weights{len(self.weights)}", _flat(weights.size, weights.dtype))
+        self.weights[var] = weights
+        return var
+
+    def add_weights(self) -> None:
+        """Add the function that unpacks the weights, called once when a library is loaded.
+
+        It returns what the network takes before its inputs.
+        """
+        with self.builder.function(WEIGHTS_FUNCTION, []):
+            unpacked = [
+                self.call(w.kernel, [w.data, w.ints, np.zeros(1, np.float32)], w.size, w.dtype)
+                for w in self.weights.values()
+            ]
+            self.builder.emit_func_output(relax.Tuple(unpacked))
 
     def image(self, kernel: Kernel, arguments: Sequence[Any], output: Image) -> Image:
         """Emit a call of a kernel that writes an image."""
@@ -59,7 +80,7 @@ class Emitter:
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
             sink.dtype,
-            self.threads,
+            worth_threads(self.threads, output.size),
             how,
             sink.activation.name,
         )
@@ -89,7 +110,7 @@ class Emitter:
 
     def to_plain(self, image: Image, shape: Sequence[int]) -> Any:
         """Turn an image into a plain float tensor of a shape as in `from_plain`."""
-        kernel = to_nchw_kernel(image.dtype, self.threads)
+        kernel = to_nchw_kernel(image.dtype, worth_threads(self.threads, image.size))
         values: dict[str, float] = {"n": image.n, "h": image.h, "w": image.w, "c": image.c}
         values |= {**image.as_source(), "z0": image.zero_point, "f0": image.scale}
         if len(shape) != 4:  # every pixel of the row is an image of one pixel
@@ -100,7 +121,8 @@ class Emitter:
 
     def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:
         dense = output.c if output.cp == output.c < 8 and not is_row else 0
-        kernel = from_nchw_kernel(sink.dtype, self.threads, dense)
+        threads = worth_threads(self.threads, output.size)
+        kernel = from_nchw_kernel(sink.dtype, threads, dense)
         values = {**output.as_output(), **sink.parameters(), "c": output.c}
         if is_row:
             values |= {"n": output.w, "wo": 1, "dns": output.cp}
@@ -116,3 +138,7 @@ class Emitter:
         sink = Sink(image.border, image.dtype, image.scale, image.zero_point)
         output = replace(image, cp=pitch)
         return self._from_plain(plain, output, sink, is_row=False)
+
+
+def _flat(size: int, dtype: str) -> relax.TensorType:
+    return relax.TensorType((size,), dtype)

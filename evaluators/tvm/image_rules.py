@@ -12,6 +12,7 @@ from .image import Image
 from .kernels.norm import layer_norm_kernel
 from .kernels.pointwise import concat_kernel
 from .kernels.pool import average_pool_kernel, max_pool_kernel
+from .kernels.script import worth_threads
 from .layers import parameter_arrays
 from .lowering import Lowering, rule
 from .sink import Sink
@@ -45,7 +46,7 @@ def lower_max_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
         for size in (32, 16, 8)
         if image.cp % size == 0 and (size == 8 or source.dtype == "uint8")
     )
-    kernel = max_pool_kernel(source.dtype, lanes, low.threads)
+    kernel = max_pool_kernel(source.dtype, lanes, worth_threads(low.threads, source.size))
     values = {**image.as_output(), **source.as_source(), **_window(node, source)}
     pooled = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], image)
     return low.emit.store([pooled], sink)
@@ -71,7 +72,7 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     h, w = low.graph.shape(node.output)[2:] if is_window else (1, 1)
     is_row = len(low.graph.shape(node.output)) == 2
     output = sink.image(1, 1, n, c) if is_row else sink.image(n, h, w, c)
-    kernel = average_pool_kernel(source.dtype, sink.dtype, low.threads)
+    kernel = average_pool_kernel(source.dtype, sink.dtype, worth_threads(low.threads, source.size))
     values = {**output.as_output(), **sink.parameters(), **source.as_source()}
     window = _window(node, source)
     if not is_window:
@@ -131,7 +132,7 @@ def lower_layer_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
     scale, shift = [*weights, np.zeros(shape[-1], np.float32)][:2]
     source = low.emit.store([low.source(node.inputs[0])], Sink(0))
     output = sink.image(1, 1, source.w, source.c)
-    kernel = layer_norm_kernel(sink.epilogue, low.threads)
+    kernel = layer_norm_kernel(sink.epilogue, worth_threads(low.threads, source.size))
     values = {**output.as_output(), **sink.parameters(1.0 / sink.scale), **source.as_source()}
     values |= {"eps": node.get("epsilon", 1e-5), "share": 1.0 / shape[-1]}
     arguments = [source.var, scale, shift, *parameter_arrays(kernel, values)]
@@ -160,7 +161,9 @@ def lower_concat(low: Lowering, node: Node, sink: Sink) -> Image | None:
         return None
     sources = [low.source(i) for i in node.inputs]
     output = sink.image(shape[0], shape[2], shape[3], shape[1])
-    kernel = concat_kernel(tuple(s.dtype for s in sources), sink.dtype, low.threads)
+    kernel = concat_kernel(
+        tuple(s.dtype for s in sources), sink.dtype, worth_threads(low.threads, output.size)
+    )
     values = {**output.as_output(), **sink.parameters()}
     place = 0
     for k, source in enumerate(sources):

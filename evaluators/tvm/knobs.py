@@ -16,8 +16,7 @@ from .kernels.conv import FORMS, Knobs
 from .layers import ConvLayer
 from .tiles import Extent, tiles
 
-_TILES = 6  # how many are timed; a wider register file has more that are good
-_TILES_512 = 9
+_TILES = 4  # how many are timed per form
 
 
 def options(layer: ConvLayer, isa: str) -> list[Knobs]:
@@ -47,11 +46,11 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
 
 def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
     geometry, output = layer.geometry, layer.output
-    per_group = geometry.ic // geometry.groups
-    steps = geometry.kernel[0] * geometry.kernel[1] * ceil(per_group / FORMS[form].group)
-    extent = Extent(geometry.ocp, output.h, output.w, steps)
-    has_512 = isa.startswith("avx512")
-    return tiles(form, extent, has_512=has_512, count=_TILES_512 if has_512 else _TILES)
+    taps = geometry.kernel[1] if geometry.rows_are_whole else 1
+    length = taps * geometry.icp if geometry.groups == 1 else geometry.ic // geometry.groups
+    steps = ceil(length / FORMS[form].group)
+    extent = Extent(geometry.ocp, output.h, output.w, geometry.n_segments, steps)
+    return tiles(form, extent, has_512=isa.startswith("avx512"), count=_TILES)
 
 
 class KnobChooser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,17 +19,22 @@ from .kernels.epilogue import Epilogue
 from .kernels.script import Kernel
 from .packing import ConvGeometry, pack, proved_runs, segment
 from .sink import Sink
+from .stored import StoredWeights, store
 
 Arguments = list[NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A kernel with its constant arguments, in the order of its buffers after the input image."""
+    """A kernel with its constant arguments, in the order of its buffers after the input image.
+
+    The first constant is the weights; `weights` is how a library stores them if they are integers.
+    """
 
     kernel: Kernel
     constants: Arguments
     output: Image
+    weights: StoredWeights | None = None
 
 
 def parameter_arrays(kernel: Kernel, values: Mapping[str, float]) -> Arguments:
@@ -53,7 +59,7 @@ class ConvLayer:
         pads: Top and left padding.
         output: Output image without variable.
         sink: What is stored.
-        threads: Threads of the network.
+        threads: Threads that share the work.
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
     """
 
@@ -122,9 +128,23 @@ class ConvLayer:
         values = {
             **self._values(),
             **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
+            "chunks": self._chunks(len(cut.starts), -(-self.output.h // knobs.th)),
         }
         constants = self._constants(packed, np.concatenate(table))
-        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)
+        constants += parameter_arrays(kernel, values)
+        if not self.is_integer:
+            return Call(kernel, constants, self.output)
+        # With groups a repeated channel meets other input channels, so it is not the same.
+        is_repeated = self.geometry.groups == 1
+        repeated = is_repeated * (len(cut.starts) * knobs.ocb - self.geometry.ocp)
+        stored = store(packed, len(cut.starts), knobs.ocb * form.group, repeated * form.group)
+        return Call(kernel, constants, self.output, stored)
+
+    def _chunks(self, blocks: int, rows_of_tiles: int) -> int:
+        """Return into how many parts rows are cut, so that all threads get as much to do."""
+        few = min(blocks, 4 * self.threads)  # with many blocks one more or less matters little
+        chunks = 1 if few == 4 * self.threads else self.threads // math.gcd(few, self.threads)
+        return min(chunks, self.output.n * rows_of_tiles)
 
     # ---- depthwise
 
@@ -144,4 +164,6 @@ class ConvLayer:
         weights = depthwise.pack(self.weights, form, g.ocp, blocks)
         constants = self._constants(weights, table)
         values = {**self._values(), "px": source.cp}
-        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)
+        stored = store(weights, 1, weights.size, 0) if self.is_integer else None
+        constants += parameter_arrays(kernel, values)
+        return Call(kernel, constants, self.output, stored)

@@ -84,10 +84,13 @@ class Lowering:
         for name in graph.inputs:
             kind = relax.TensorType(graph.shape(name), graph.dtype(name))
             self._plain[name] = relax.Var(_identifier(name), kind)
-        with builder.function("main", [self._plain[name] for name in graph.inputs]):
+        with builder.function("main"):
             with builder.dataflow(), _recursion(len(graph.nodes)):
                 outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
-            builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+            parameters = [*self.emit.weights, *(self._plain[name] for name in graph.inputs)]
+            result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
+            builder.emit_func_output(result, parameters)
+        self.emit.add_weights()
         add_signature(builder, self._signature())
         libraries = [self._cache.static_library(k) for k in self.emit.kernels.values()]
         module = builder.get()
@@ -235,8 +238,10 @@ class Lowering:
         """Emit a convolution or linear layer."""
         call = layer.call(self._chooser.choose(layer))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
-        *constants, ints, floats = call.constants
-        arguments = [layer.source.var, *constants, *residual, ints, floats]
+        weights, *constants, ints, floats = call.constants
+        if call.weights is not None:
+            weights = self.emit.unpacked(call.weights)
+        arguments = [layer.source.var, weights, *constants, *residual, ints, floats]
         return self.emit.image(call.kernel, arguments, call.output)
 
     def _from_plain(self, name: str, sink: Sink) -> Image:

@@ -5,7 +5,8 @@ An image is NHWC with a border that already holds the padding value, so one kern
 row, or one per tap where dilation or groups break the run up) from a table of offsets. That covers
 any kernel size, stride, dilation and group count. Output channels are taken in blocks of `ocb`,
 pixels in tiles of `th` x `tw`; a last block or tile that does not fit is moved back and overlaps
-its neighbour.
+its neighbour. The rows of tiles of a block may be cut into `chunks`, so that several threads have
+work where there are few blocks.
 
 Table `G`: the offset of each segment; per block the offset of its first input channel; per block
 its run.
@@ -20,7 +21,7 @@ from .epilogue import Epilogue
 from .script import Kernel, fill_border, nest, parallel
 
 INTS = (
-    *("n", "ho", "wo", "oc", "blocks", "segments", "steps"),
+    *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
     *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db"),
     *epilogue.INTS,
 )
@@ -92,16 +93,25 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     loops = [
-        f"for o in {parallel('blocks', threads)}:",
+        f"for task in {parallel('blocks * chunks', threads)}:",
+        # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
+        # them there for seconds.
+        "at = T.alloc_buffer((5,), 'int32', scope='local')",
+        "at[0] = task // chunks",
+        "o: T.let[T.int32] = at[0]",
         f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
         "oo: T.let[T.int32] = G[segments + o]",
         *(["run: T.let[T.int32] = G[segments + blocks + o]"] if form.name == "rolled" else []),
-        "for b in range(n):",
-        f"for ht in range((ho + {knobs.th - 1}) // {knobs.th}):",
+        f"at[1] = n * ((ho + {knobs.th - 1}) // {knobs.th})",
+        "at[2] = task % chunks * at[1] // chunks",
+        "for r in range((task % chunks + 1) * at[1] // chunks - at[2]):",
+        f"at[3] = (at[2] + r) // ((ho + {knobs.th - 1}) // {knobs.th})",
+        f"at[4] = (at[2] + r) % ((ho + {knobs.th - 1}) // {knobs.th})",
+        "b: T.let[T.int32] = at[3]",
+        f"hb: T.let[T.int32] = T.min(at[4] * {knobs.th}, ho - {knobs.th})",
         f"for wt in range((wo + {knobs.tw - 1}) // {knobs.tw}):",
     ]
     body = [
-        f"hb: T.let[T.int32] = T.min(ht * {knobs.th}, ho - {knobs.th})",
         f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
         *_Tile(form, knobs, stores).lines(),
     ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 # Numbers behind every image: loads of the last pixel may read, but never use, what is there.
 SLACK = 64
+_PARALLEL_NUMBERS = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,18 @@ def nest(loops: Iterable[str], body: Iterable[str]) -> list[str]:
 def parallel(extent: str, threads: int) -> str:
     """Return the iterator of a loop, spread over the threads if there are several."""
     return f"T.parallel({extent})" if threads > 1 else f"range({extent})"
+
+
+def worth_threads(threads: int, numbers: float) -> int:
+    """Return the threads for a kernel: all, or one where starting the others costs more.
+
+    Args:
+        threads: Threads of the network.
+        numbers: Work in numbers that are read, changed and written once; a core does one to four
+            of them in a nanosecond, and the start of a parallel loop takes one to four
+            microseconds.
+    """
+    return threads if numbers >= _PARALLEL_NUMBERS else 1
 
 
 def fill_border(buffer: str, value: str, dtype: str) -> list[str]:

@@ -18,6 +18,7 @@ from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.compiler import compile_onnx
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.script import Kernel
+from paredown.evaluators.tvm.stored import StoredWeights
 from paredown.hw_profiles import HardwareProfile, ProfileError, check_runs_here, load_profile
 
 
@@ -233,6 +234,12 @@ class KernelRunner:
         whole = replace(output, h=output.h + 2 * output.border, w=output.w + 2 * output.border)
         assert (self.inside(replace(whole, border=0), flat) == output.zero_point).all()
         return pixels
+
+    def unpack(self, weights: StoredWeights) -> NDArray[Any]:
+        """Return weights as they come out of a library."""
+        flat = Image(None, weights.dtype, 1, 1, 1, weights.size, weights.size)
+        arguments = [weights.data, weights.ints, np.zeros(1, np.float32)]
+        return self.run(weights.kernel, arguments, flat).reshape(-1)
 
 
 def machine_targets() -> dict[str, dict[str, object]]:
