@@ -98,7 +98,7 @@ def detect_profile(machine: Machine | None = None) -> HardwareProfile:
         features=tuple(sorted(features)),
         cores=machine.cores,
         vector_bits=isa.vector_bits,
-        runtimes=("tvm", "onnxruntime", "openvino"),
+        runtimes=("tvm", "onnxruntime", "openvino", "litert"),
         sources=("detected",),
     )
 

@@ -41,6 +41,7 @@ _PACKAGES = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "litert": "ai-edge-litert",
     "torch": "torch",
     "numpy": "numpy",
 }

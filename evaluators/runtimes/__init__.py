@@ -9,12 +9,14 @@ from .base import (
     register,
     require_installed,
 )
+from .litert import LiteRt
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVino
 from .tvm import TvmRuntime
 
 __all__ = [
     "RUNTIMES",
+    "LiteRt",
     "OnnxRuntime",
     "OpenVino",
     "Runtime",

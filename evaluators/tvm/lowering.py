@@ -10,7 +10,6 @@ frontend.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from tvm import relax
 from ...hw_profiles import HardwareProfile
 from ..measurement import EvaluationError
 from ..runtimes.base import TensorSpec
-from .activations import find_activation
+from .activations import clip_bounds, find_activation
 from .cache import KernelCache
 from .emitter import Emitter
 from .fallback import import_node
@@ -183,19 +182,7 @@ class Lowering:
 
     def activation(self, node: Node) -> tuple[float, float] | None:
         """Return the bounds of a float Relu or Clip node; None for any other."""
-        if node.op not in ("Relu", "Clip") or self.graph.dtype(node.output) != "float32":
-            return None
-        if node.op == "Relu":
-            return 0.0, math.inf
-        # Up to opset 10 the bounds are attributes.
-        bounds = [float(node.get("min", -math.inf)), float(node.get("max", math.inf))]
-        for i, name in enumerate(node.inputs[1:3]):
-            if name:
-                value = self.constant(name)
-                if value is None:
-                    return None
-                bounds[i] = float(value.item())
-        return min(bounds), bounds[1]
+        return clip_bounds(self.graph, self.constant, node)
 
     def border(self, name: str) -> int:
         """Return the widest padding that a convolution wants around a tensor, in either form."""

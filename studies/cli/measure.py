@@ -30,7 +30,7 @@ def measure(
 
     The ratio is the time over that of the first runtime in the same moments: below 1 is faster.
 
-    Example: paredown measure model.onnx --runtimes tvm,onnxruntime,openvino --threads 2
+    Example: paredown measure model.onnx --runtimes tvm,onnxruntime,openvino,litert
     """
     names = [name.strip() for name in runtimes.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
