@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ class StoredWeights:
         return self.kernel.buffers[-1][1]
 
 
-def store(values: NDArray[np.integer], blocks: int, length: int, skip: int) -> StoredWeights:
+def store(values: NDArray[Any], blocks: int, length: int, skip: int) -> StoredWeights:
     """Return integers as a library stores them.
 
     Args:
@@ -56,13 +57,13 @@ def store(values: NDArray[np.integer], blocks: int, length: int, skip: int) -> S
     )
 
 
-def _bits(values: NDArray[np.integer]) -> int:
+def _bits(values: NDArray[Any]) -> int:
     """Return the bits of the smallest two's complement that holds all values, at most 8."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     return 1 + max((-low - 1).bit_length() if low < 0 else 0, high.bit_length())
 
 
-def pack_bits(values: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
+def pack_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Return integers as bytes, `bits` bits each in two's complement, the lowest bits first."""
     fields = (values.astype(np.int64) & ((1 << bits) - 1)).astype(np.uint8)
     columns = np.unpackbits(fields[:, None], axis=1, count=bits, bitorder="little")

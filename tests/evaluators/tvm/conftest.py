@@ -113,7 +113,7 @@ class KernelRunner:
     def unpack(self, weights: StoredWeights) -> NDArray[Any]:
         """Return weights as they come out of a library."""
         flat = Image(None, weights.dtype, 1, 1, 1, weights.size, weights.size)
-        arguments = [weights.data, weights.ints, np.zeros(1, np.float32)]
+        arguments: list[NDArray[Any]] = [weights.data, weights.ints, np.zeros(1, np.float32)]
         return self.run(weights.kernel, arguments, flat).reshape(-1)
 
 
