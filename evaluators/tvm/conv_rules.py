@@ -15,7 +15,7 @@ from .kernels.script import worth_threads
 from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
-from .quantizers import quantizer, stored_steps
+from .quantizers import is_constant, quantizer, stored_steps
 from .sink import Sink
 
 
@@ -151,8 +151,8 @@ class _Layer:
 def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     weights = layer.weights
     steps = low.steps(layer.data) if weights.scale is not None else None
-    if sink.residual is not None and (sink.own is not None) != (steps is not None):
-        return None  # the add has another number form than the layer
+    if sink.residual is not None and not _may_add(sink, is_integer=steps is not None):
+        return None
     source = low.image(layer.data) if steps is None else steps
     geometry = replace(layer.geometry, icp=source.cp)
     n, h, w = layer.size
@@ -182,6 +182,16 @@ def _work(geometry: ConvGeometry, output: Image, weights: Weights) -> float:
     return products / (64 if weights.scale is not None else 32)
 
 
+def _may_add(sink: Sink, *, is_integer: bool) -> bool:
+    """Whether a layer's kernel can add the residual of a sink."""
+    assert sink.residual is not None
+    if sink.own is not None:  # a sum of steps
+        return is_integer
+    if is_integer:
+        return sink.dtype == "float32"
+    return sink.residual.dtype == "float32"
+
+
 def _whole_steps(
     bias: NDArray[np.float64], unit: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
@@ -202,7 +212,8 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """
     graph = low.graph
     for data, other in (node.inputs, node.inputs[::-1]):
-        constant = low.constant(other)
+        stored = stored_steps(graph, other)
+        constant = low.constant(other) if stored is None else stored.doubles
         if constant is not None:
             maker = graph.producer(data)
             same = graph.shape(data) == graph.shape(node.output)
@@ -226,11 +237,11 @@ def _add_in_epilogue(low: Lowering, node: Node, main: str, other: str, sink: Sin
     maker = graph.producer(main)
     if maker is None or graph.only_user(main) is not node:
         return None
-    if maker.op in _LAYERS:
+    if maker.op in _LAYERS or _adds_bias(low, maker):
         residual = low.source(other)
-        if residual.dtype != "float32" or residual.cp % 8:
+        if residual.cp % 8:
             return None
-        return _LAYERS[maker.op](low, maker, replace(sink, residual=residual))
+        return _LAYERS.get(maker.op, lower_add)(low, maker, replace(sink, residual=residual))
     if maker.op != "DequantizeLinear" or sink.dtype != "uint8":
         return None
     quantize = graph.producer(maker.inputs[0])
@@ -243,6 +254,14 @@ def _add_in_epilogue(low: Lowering, node: Node, main: str, other: str, sink: Sin
     if residual.dtype != "uint8":
         return None
     return _LAYERS[layer.op](low, layer, replace(sink, residual=residual, own=own))
+
+
+def _adds_bias(low: Lowering, node: Node) -> bool:
+    """Whether a node adds a constant to what a linear layer makes, so that its kernel does."""
+    if node.op != "Add" or not any(is_constant(low.graph, name) for name in node.inputs):
+        return False
+    makers = [low.graph.producer(name) for name in node.inputs]
+    return any(maker is not None and maker.op == "MatMul" for maker in makers)
 
 
 def _layer_behind(low: Lowering, quantize: Node, dequantize: Node) -> tuple[Node | None, Sink]:

@@ -76,6 +76,14 @@ class Emitter:
         if len(operands) == 1 and sink.leaves(first):
             return first
         output = sink.image(first.n, first.h, first.w, first.c)
+        var = self._elementwise(operands, output, sink, how)
+        return replace(output, var=var)
+
+    def _elementwise(
+        self, operands: Sequence[Image], output: Image, sink: Sink, how: str, size: int = 0
+    ) -> Any:
+        """Emit an elementwise kernel; `size` is the length of its output if not the image's."""
+        first = operands[0]
         operands = [self._with_pitch(i, output.cp) for i in operands]
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
@@ -91,7 +99,7 @@ class Emitter:
                 values |= {f"a{k}rs": 0, f"a{k}cs": 0}
             values |= {f"z{k}": operand.zero_point, f"f{k}": operand.scale}
         arguments = [*(i.var for i in operands), *parameter_arrays(kernel, values)]
-        return self.image(kernel, arguments, output)
+        return self.call(kernel, arguments, size or output.size, output.dtype)
 
     def from_plain(self, var: Any, shape: Sequence[int], sink: Sink) -> Image:
         """Turn a plain float tensor into an image.
@@ -106,17 +114,36 @@ class Emitter:
                 output = replace(output, cp=c)  # a first layer reads its few channels densely
         else:
             output = sink.image(1, 1, math.prod(shape[:-1]), shape[-1] if shape else 1)
+            if output.cp == output.c:  # rows lie as they should
+                rows = [self.rows(var, shape)]
+                return replace(output, var=self._elementwise(rows, output, sink, "add"))
         return self._from_plain(var, output, sink, is_row=len(shape) != 4)
 
-    def to_plain(self, image: Image, shape: Sequence[int]) -> Any:
-        """Turn an image into a plain float tensor of a shape as in `from_plain`."""
+    def rows(self, var: Any, shape: Sequence[int]) -> Image:
+        """Return a plain float tensor as it lies: its last dimension becomes the channels.
+
+        What is behind the last number must not be read.
+        """
+        flat = self.builder.emit(relax.op.reshape(var, (math.prod(shape),)))
+        return Image(flat, "float32", 1, 1, math.prod(shape[:-1]), shape[-1], shape[-1])
+
+    def to_plain(self, image: Image, shape: Sequence[int], *, is_rows: bool = False) -> Any:
+        """Turn an image into a plain float tensor of a shape as in `from_plain`.
+
+        With `is_rows` the image is a row of pixels, whatever the shape.
+        """
+        size = math.prod(shape)
+        if (len(shape) != 4 or is_rows) and image.cp == image.c:
+            output = replace(image, dtype="float32", border=0)
+            flat = self._elementwise([image], output, Sink(0), "add", size)
+            return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
         kernel = to_nchw_kernel(image.dtype, worth_threads(self.threads, image.size))
         values: dict[str, float] = {"n": image.n, "h": image.h, "w": image.w, "c": image.c}
         values |= {**image.as_source(), "z0": image.zero_point, "f0": image.scale}
-        if len(shape) != 4:  # every pixel of the row is an image of one pixel
+        if len(shape) != 4 or is_rows:  # every pixel of the row is an image of one pixel
             values |= {"n": image.w, "w": 1, "ans": image.cp}
         arguments = [image.var, *parameter_arrays(kernel, values)]
-        flat = self.call(kernel, arguments, math.prod(shape), "float32")
+        flat = self.call(kernel, arguments, size, "float32")
         return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
 
     def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.conv import Form
+from .kernels.conv import WIDE_ORDER, Form
 
 RUNS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # each from 4 on a multiple of 4
-_WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +122,7 @@ def pack(segments: Segments, form: Form) -> tuple[NDArray[np.generic], int]:
     blocks, ocb, n_segments, steps, group = values.shape
     if form.name == "wide":
         eights = values.reshape(blocks, ocb // 8, 8, n_segments, steps, group)
-        values = eights[:, :, list(_WIDE_ORDER)].reshape(values.shape)
+        values = eights[:, :, list(WIDE_ORDER)].reshape(values.shape)
     packed = np.ascontiguousarray(values.transpose(0, 2, 3, 1, 4), dtype=form.weights)
     return packed.reshape(-1), steps
 

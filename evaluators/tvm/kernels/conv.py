@@ -26,6 +26,8 @@ INTS = (
     *epilogue.INTS,
 )
 
+WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -113,7 +115,7 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
     ]
     body = [
         f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
-        *_Tile(form, knobs, stores).lines(),
+        *Tile(form, knobs, stores).lines(),
     ]
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
     return Kernel(
@@ -125,7 +127,7 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
     )
 
 
-class _Tile:
+class Tile:
     """Writes the lines of one tile: clear, accumulate, store."""
 
     def __init__(self, form: Form, knobs: Knobs, stores: Epilogue) -> None:
@@ -158,7 +160,7 @@ class _Tile:
         segment = [
             "ab: T.let[T.int32] = b * ans + hb * ars + wb * acs + G[g] + oo",
             f"wb0: T.let[T.int32] = (o * segments + g) * steps * {step}",
-            *self._accumulate(),
+            *self.accumulate(),
         ]
         return [
             *lines,
@@ -169,7 +171,7 @@ class _Tile:
 
     # ---- inner products
 
-    def _accumulate(self) -> list[str]:
+    def accumulate(self) -> list[str]:
         """Lines that add one segment to the sums."""
         ways = {
             **{"f32": self._f32, "rolled": self._rolled, "wide": self._wide},
@@ -186,7 +188,7 @@ class _Tile:
         size = self.knobs.ocb * self.form.group
         return f"W[T.ramp(wb0 + ({step}) * {size} + v * {lanes}, 1, {lanes})]"
 
-    def _repeated(self, step: str) -> str:
+    def repeated(self, step: str) -> str:
         """Four bytes of the input in every lane."""
         lanes = self.lanes
         return f"T.reinterpret('uint8x{4 * lanes}', T.broadcast({self._data(step)}, {lanes}))"
@@ -195,12 +197,12 @@ class _Tile:
         """Sums of two u8 x s8 products in s16; the caller has proved that they fit."""
         name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
         weights = self._weights(step, 4 * self.lanes)
-        return _intrinsic(f"int16x{2 * self.lanes}", name, self._repeated(step), weights)
+        return intrinsic(f"int16x{2 * self.lanes}", name, self.repeated(step), weights)
 
     def _madd_words(self, left: str, right: str) -> str:
         """Sums of two s16 x s16 products in s32."""
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
-        return _intrinsic(f"int32x{self.lanes}", name, left, right)
+        return intrinsic(f"int32x{self.lanes}", name, left, right)
 
     def _widen(self, sums16: str) -> str:
         """Neighbouring s16 lanes added into s32 lanes."""
@@ -229,11 +231,11 @@ class _Tile:
 
     def _dot(self) -> list[str]:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-        total = _intrinsic(
+        total = intrinsic(
             f"int32x{self.lanes}",
             name,
             self.acc,
-            self._repeated("c"),
+            self.repeated("c"),
             self._weights("c", 4 * self.lanes),
         )
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
@@ -247,7 +249,7 @@ class _Tile:
         lanes = self.lanes
         data = f"T.broadcast(A[ab + i * ars + j * acs + c], {lanes})"
         name = f"llvm.fmuladd.v{lanes}f32"
-        total = _intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
+        total = intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
 
     # ---- result
@@ -260,20 +262,21 @@ class _Tile:
             f"T.ramp({pixel.format(image)} + ob + v * {lanes}, 1, {lanes})" for image in "rd"
         )
         if self.form.is_integer:
-            total = f"({self._sums()} + B[{channel}])"
+            total = f"({self.sums()} + B[{channel}])"
             lines = self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
         else:
             lines = self.stores.real(f"D[{output}]", self.acc, residual, lanes)
         return self.each(*lines, vectors=self.knobs.ocb // lanes)
 
-    def _sums(self) -> str:
+    def sums(self) -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
         if self.form.name != "wide":
             return self.acc
         first = f"(i * {self.knobs.tw} + j) * {self.vectors} + v * 2"
         halves = [f"acc[{first} + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
-        return _intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
+        return intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
 
 
-def _intrinsic(dtype: str, name: str, *arguments: str) -> str:
+def intrinsic(dtype: str, name: str, *arguments: str) -> str:
+    """Return the expression that calls an intrinsic of LLVM."""
     return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

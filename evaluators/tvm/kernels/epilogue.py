@@ -24,7 +24,8 @@ class Epilogue:
         residual: dtype of the image that is added, or an empty string. With a `uint8` output of an
             integer kernel the sum is that of two quantized tensors, as the file says: the
             kernel's own result is rounded to its own step first (range `clo`..`chi`), then `fc`
-            and `fr` turn both into output steps.
+            and `fr` turn both into output steps. With a `float32` output the reals are added;
+            `fr` is the step of a `uint8` residual, which only integer kernels read.
         has_fraction: Whether an integer kernel adds a float per channel to the scaled sum: what
             is left of a bias that is no whole number of steps.
         activation: Name of the activation before the clamp, if there is one. What comes before it
@@ -64,6 +65,12 @@ class Epilogue:
             other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
             other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
             real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
+        if self.residual and self.output == "float32":
+            other = f"R[{residual_at}]"
+            if self.residual == "uint8":
+                steps = f"T.Cast('int32x{lanes}', {other}) - T.broadcast(zr, {lanes})"
+                other = f"T.Cast('float32x{lanes}', {steps}) * T.broadcast(fr, {lanes})"
+            real = f"{real} + {other}"
         if self.activation or self.output == "float32":
             return self._real(to, real, lanes)
         return [f"{to} = {to_u8(real, lanes)}"]

@@ -114,3 +114,18 @@ def fill_border(buffer: str, value: str, dtype: str) -> list[str]:
         [store.format("(y + db)", "T.if_then_else(x < db, x, x + wo)")],
     )
     return ["for b in range(n):", *indent(1, rows), *indent(1, columns)]
+
+
+def reduced(name: str, vector: str, lanes: int, join: str) -> list[str]:
+    """Lines that define the scalar `name` as the lanes of a float32 vector joined in pairs."""
+    lines = []
+    while lanes > 4:
+        lanes //= 2
+        halves = (f"T.Shuffle([{vector}], {[*range(k, k + lanes)]})" for k in (0, lanes))
+        vector, total = f"{name}{lanes}", join.format(*halves)
+        lines.append(f"{vector}: T.let[T.float32x{lanes}] = {total}")
+    pairs = (
+        join.format(*(f"T.Shuffle([{vector}], [{k}])" for k in pair)) for pair in ((0, 1), (2, 3))
+    )
+    lines.append(f"{name}: T.let[T.float32] = {join.format(*pairs)}")
+    return lines
