@@ -16,7 +16,7 @@ from .files import SharedFolder
 from .kernels.script import Kernel
 
 _VERSION = 1  # of what lies in the folder; kernels themselves are named after their text
-_KNOBS = "knobs.json"
+KNOBS_FILE = "knobs.json"
 
 
 def default_cache_folder() -> Path:
@@ -124,11 +124,11 @@ class KernelCache:
 
     def read_knobs(self) -> dict[str, Any]:
         """Return the settings that were found best so far, by workload."""
-        return self._files.read_table(_KNOBS)
+        return self._files.read_table(KNOBS_FILE)
 
     def write_knobs(self, entries: Mapping[str, Any]) -> None:
         """Add settings to the table."""
-        self._files.update_table(_KNOBS, entries)
+        self._files.update_table(KNOBS_FILE, entries)
 
 
 def link(library: Path, objects: Sequence[str | Path], linker: str) -> None:
