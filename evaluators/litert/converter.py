@@ -28,10 +28,11 @@ def convert_onnx(model: Path, artifact: Path) -> None:
 
     data = Network(Graph(load_model(model))).convert()
     try:
-        # Under another name first: an interrupted build leaves no half file.
-        with tempfile.NamedTemporaryFile(dir=artifact.parent, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(artifact)
+        # In a folder of its own first: an interrupted build leaves no half file.
+        with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
+            temporary = Path(folder) / "model.tflite"
+            temporary.write_bytes(data)
+            temporary.replace(artifact)
     except OSError as error:
         raise EvaluationError(
             f"File '{artifact}' could not be written: {error.strerror}.", "build"

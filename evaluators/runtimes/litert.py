@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .base import Array, TensorSpec, register, require_installed
+from .base import (
+    Array,
+    TensorSpec,
+    installed_version,
+    missing_library,
+    register,
+    require_installed,
+)
 
 if TYPE_CHECKING:
     from ...hw_profiles.profile import HardwareProfile
@@ -51,10 +57,11 @@ class LiteRt:
 
     def version(self) -> str | None:
         """Return the installed version."""
-        try:
-            return version("ai-edge-litert")
-        except PackageNotFoundError:
-            return None
+        return installed_version("ai-edge-litert")
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        return missing_library(self, "pip install 'paredown[litert]'")
 
     def prepare(self) -> None:
         """Import the interpreter."""

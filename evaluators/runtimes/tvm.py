@@ -5,13 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...hw_profiles import this_machine
 from ..measurement import EvaluationError
-from .base import Array, TensorSpec, register, require_installed
+from .base import (
+    Array,
+    TensorSpec,
+    installed_version,
+    missing_library,
+    register,
+    require_installed,
+)
 
 if TYPE_CHECKING:
     from ...hw_profiles.profile import HardwareProfile
@@ -74,10 +80,11 @@ class TvmRuntime:
 
     def version(self) -> str | None:
         """Return the installed version."""
-        try:
-            return version("apache-tvm")
-        except PackageNotFoundError:
-            return None
+        return installed_version("apache-tvm")
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        return missing_library(self, "pip install paredown")
 
     def prepare(self) -> None:
         """Import TVM and its ONNX frontend, which takes seconds."""

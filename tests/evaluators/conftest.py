@@ -87,6 +87,9 @@ class IllBehaved:
     def version(self):
         return "1"
 
+    def missing(self):
+        return None
+
     def prepare(self):
         pass
 

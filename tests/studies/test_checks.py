@@ -75,6 +75,10 @@ def test_cores_and_words_of_a_profile_may_change(synthetic_study: StudyRecord) -
     [
         ({"task": "mnist"}, "task 'digits', but this run asks for 'mnist'"),
         ({"threads": 2}, "threads 1, but this run asks for 2"),
+        (
+            {"settings": StudySettings(runtime="litert")},
+            "setting runtime 'tvm', but this run asks for 'litert'",
+        ),
         ({"settings": StudySettings(seed=5)}, "setting seed 0, but this run asks for 5"),
         (
             {"settings": StudySettings(constraints=Constraints(min_accuracy=0.9))},
