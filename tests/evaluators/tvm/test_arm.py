@@ -33,8 +33,16 @@ def network(b: Any, bits: int) -> onnx.ModelProto:
     return b.model((1, 3, 22, 26), b.layer("Gemm", x, (10, 36), bits, 0.01, transB=1))
 
 
-@pytest.mark.parametrize("bits", [3, 6, 8])
-@pytest.mark.parametrize(("name", "cpu"), [("aarch64", "cortex-a72")])
+@pytest.mark.parametrize(
+    ("name", "cpu", "bits"),
+    [
+        ("raspberry-pi-4", "cortex-a72", 3),
+        ("raspberry-pi-4", "cortex-a72", 5),
+        ("raspberry-pi-4", "cortex-a72", 8),
+        ("raspberry-pi-5", "cortex-a76", 7),
+        ("graviton3", "max", 8),
+    ],
+)
 def test_network_is_the_same_bit_for_bit(
     name: str, cpu: str, bits: int, builder: Any, emulated: Any, tmp_path: Path
 ) -> None:
