@@ -34,8 +34,10 @@ def runnable(name: str) -> HardwareProfile:
     return profile
 
 
-# A profile of each kernel family, and what the emulator calls its CPU, or a better one.
-PROFILES = ("local", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64", "aarch64")
+# Profiles whose networks are tested where they run, and those whose kernels are tested, too.
+PROFILES = ("local", "x86-64-v3", "x86-64", "aarch64")
+MORE_PROFILES = ("x86-64-v3-vnni", "x86-64-v4", "raspberry-pi-5", "graviton3")
+# A profile of each family for Arm, and what the emulator calls a CPU with its instructions.
 EMULATED = {
     "neon": ("raspberry-pi-4", "cortex-a72"),
     "neon_dotprod": ("graviton2", "neoverse-n1"),
@@ -152,7 +154,7 @@ class EmulatedRunner(KernelRunner):
 def machine_targets() -> dict[str, dict[str, object]]:
     """Return the targets that kernels are tested for, by family, those that run here."""
     targets: dict[str, dict[str, object]] = {}
-    for name in PROFILES:
+    for name in PROFILES + MORE_PROFILES:
         profile = load_profile(name)
         try:
             check_runs_here(profile)

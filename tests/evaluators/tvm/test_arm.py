@@ -30,7 +30,9 @@ def network(b: Any, bits: int) -> onnx.ModelProto:
     x = b.quantized(b.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]), STEP)
     x = b.quantized(b.op("GlobalAveragePool", x), 0.01)
     x = b.quantized(b.op("Flatten", x), 0.01)
-    return b.model((1, 3, 22, 26), b.layer("Gemm", x, (10, 36), bits, 0.01, transB=1))
+    result = b.layer("Gemm", x, (10, 36), bits, 0.01, transB=1)
+    model: onnx.ModelProto = b.model((1, 3, 22, 26), result)
+    return model
 
 
 @pytest.mark.parametrize(

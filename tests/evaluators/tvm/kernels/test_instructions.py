@@ -106,7 +106,7 @@ MULTIPLIES = re.compile(r"(smull2?|smlal2?|sdot|usmmla|fmla)\b")
     [
         ("raspberry-pi-4", 127, 8, 3.8),  # of 16 products: 2 to multiply, 1 to widen, the rest
         ("raspberry-pi-4", 63, 8, 3.15),  # loads and brings data to s8
-        ("raspberry-pi-4", 15, 8, 2.95),
+        ("raspberry-pi-4", 31, 8, 2.95),
         ("raspberry-pi-5", 127, 16, 1.35),
         ("graviton3", 127, 32, 0.85),
     ],
