@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import depthwise
+from . import depthwise, neon_knobs
 from .cache import KernelCache
 from .kernels.conv import FORMS, Knobs
 from .layers import ConvLayer
@@ -24,11 +24,13 @@ def options(layer: ConvLayer, isa: str) -> list[Knobs]:
     if layer.is_depthwise:
         source = layer.source
         return depthwise.options(layer.weights, source.data_max, source.cp, layer.output.w, isa)
+    if isa.startswith("neon") and (found := neon_knobs.options(layer, isa)):
+        return found
     if not layer.is_integer:
         return _tiles(layer, "f32", isa)
-    if isa == "portable":
+    if isa == "portable" or isa.startswith("neon"):
         return _tiles(layer, "plain", isa)
-    if isa == "avx512vnni":
+    if isa.endswith("vnni"):
         return _tiles(layer, "dot", isa)
     names = ("rolled", "pair4", "pair2", "pair1", "wide")
     found = [knobs for form in names for knobs in _tiles(layer, form, isa)]

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import epilogue
+from . import epilogue, neon
 from .epilogue import Epilogue
 from .script import Kernel, fill_border, nest, parallel
 
 INTS = (
     *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
-    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db"),
+    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
 
@@ -38,21 +38,28 @@ class Form:
             products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
             that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
             weights of full 8 bits), `dot` (`vpdpbusd`: exact at any width), `plain` (s32 products,
-            any CPU).
+            any CPU); `neon_...` as in `neon.py`.
         group: Input numbers per step.
         unroll: The number of steps per segment is a multiple of this.
         weights: dtype of the packed weights.
+        is_shifted: Whether the kernel takes `shift` off the data, so that they fit s8.
     """
 
     name: str
     group: int
     unroll: int
     weights: str
+    is_shifted: bool = False
 
     @property
     def is_integer(self) -> bool:
         """Whether the kernel reads uint8 images."""
         return self.weights != "float32"
+
+    @property
+    def is_neon(self) -> bool:
+        """Whether the form is one of `neon.py`."""
+        return self.name.startswith("neon_")
 
 
 FORMS = {
@@ -66,6 +73,13 @@ FORMS = {
         Form("wide", group=4, unroll=1, weights="int16"),
         Form("dot", group=4, unroll=1, weights="int8"),
         Form("plain", group=1, unroll=1, weights="int8"),
+        Form("neon_f32", group=1, unroll=1, weights="float32"),
+        Form("neon_mull1", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_mull2", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_mull3", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_dot", group=4, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_usdot", group=4, unroll=1, weights="int8"),
+        Form("neon_mmla", group=8, unroll=1, weights="int8"),
     )
 }
 
@@ -134,7 +148,10 @@ class Tile:
         self.form, self.knobs, self.stores = form, knobs, stores
         self.lanes = knobs.lanes
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
-        self.size = knobs.th * knobs.tw * self.vectors
+        if form.is_neon and form.group == 8 and form.is_shifted:
+            self.vectors = knobs.ocb  # sums of one channel fill a vector
+        self.pixels = knobs.th * knobs.tw
+        self.size = self.pixels * self.vectors
         self.at = f"(i * {knobs.tw} + j) * {self.vectors} + v"
         self.acc = f"acc[{self.at}, T.ramp(0, 1, {self.lanes})]"
         self.acc16 = f"acc16[{self.at}, T.ramp(0, 1, {2 * self.lanes})]"
@@ -152,6 +169,8 @@ class Tile:
         if not self.form.is_integer:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
         lines = [f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')"]
+        if self.form.is_neon:
+            lines += neon.buffers(self)
         if self.form.name == "rolled":
             lines.append(
                 f"acc16 = T.alloc_buffer(({self.size}, {2 * lanes}), 'int16', scope='local')"
@@ -173,6 +192,8 @@ class Tile:
 
     def accumulate(self) -> list[str]:
         """Lines that add one segment to the sums."""
+        if self.form.is_neon:
+            return neon.accumulate(self)
         ways = {
             **{"f32": self._f32, "rolled": self._rolled, "wide": self._wide},
             **{"dot": self._dot, "plain": self._plain},
@@ -255,21 +276,35 @@ class Tile:
     # ---- result
 
     def _store(self) -> list[str]:
-        lanes = self.lanes
+        if self.form.name != "neon_mmla":
+            return self.each(*self._stored("i", "j"), vectors=self.knobs.ocb // self.stored_lanes)
+        # Where a sum lies depends on the pixel: it must be known in the text.
+        loop = [f"for v in T.unroll({self.knobs.ocb // self.stored_lanes}):"]
+        places = [(i, j) for i in range(self.knobs.th) for j in range(self.knobs.tw)]
+        return [line for place in places for line in nest(loop, self._stored(*place))]
+
+    @property
+    def stored_lanes(self) -> int:
+        """Channels that are stored at once."""
+        return max(self.lanes, 8)
+
+    def _stored(self, i: str | int, j: str | int) -> list[str]:
+        """Lines that store channels `v` of a pixel of the tile."""
+        lanes = self.stored_lanes
         channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
-        pixel = "b * {0}ns + (hb + i) * {0}rs + (wb + j) * {0}cs + {0}off"
+        pixel = f"b * {{0}}ns + (hb + {i}) * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off"
         residual, output = (
             f"T.ramp({pixel.format(image)} + ob + v * {lanes}, 1, {lanes})" for image in "rd"
         )
         if self.form.is_integer:
-            total = f"({self.sums()} + B[{channel}])"
-            lines = self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
-        else:
-            lines = self.stores.real(f"D[{output}]", self.acc, residual, lanes)
-        return self.each(*lines, vectors=self.knobs.ocb // lanes)
+            total = f"({self.sums(i, j)} + B[{channel}])"
+            return self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
+        return self.stores.real(f"D[{output}]", self.sums(i, j), residual, lanes)
 
-    def sums(self) -> str:
+    def sums(self, i: str | int = "i", j: str | int = "j") -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
+        if self.form.is_neon:
+            return neon.sums(self, i, j)
         if self.form.name != "wide":
             return self.acc
         first = f"(i * {self.knobs.tw} + j) * {self.vectors} + v * 2"

@@ -13,12 +13,13 @@ import pytest
 from numpy.typing import NDArray
 
 from paredown.evaluators.runtimes import get_runtime
-from paredown.evaluators.tvm.cache import KernelCache
+from paredown.evaluators.tvm.cache import KernelCache, link
 from paredown.evaluators.tvm.compiler import compile_onnx
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.script import Kernel
 from paredown.evaluators.tvm.stored import StoredWeights
 from paredown.hw_profiles import HardwareProfile, ProfileError, check_runs_here, load_profile
+from tests.arm.emulator import Emulator
 
 Run = Callable[[onnx.ModelProto, NDArray[np.float32]], list[NDArray[np.float32]]]
 
@@ -33,7 +34,18 @@ def runnable(name: str) -> HardwareProfile:
     return profile
 
 
-@pytest.fixture(params=["local", "x86-64-v3", "x86-64", "aarch64"])
+# Profiles whose networks are tested where they run, and those whose kernels are tested, too.
+PROFILES = ("local", "x86-64-v3", "x86-64", "aarch64")
+MORE_PROFILES = ("x86-64-v3-vnni", "x86-64-v4", "raspberry-pi-5", "graviton3")
+# A profile of each family for Arm, and what the emulator calls a CPU with its instructions.
+EMULATED = {
+    "neon": ("raspberry-pi-4", "cortex-a72"),
+    "neon_dotprod": ("graviton2", "neoverse-n1"),
+    "neon_i8mm": ("graviton3", "max"),
+}
+
+
+@pytest.fixture(params=PROFILES)
 def profile(request: pytest.FixtureRequest) -> HardwareProfile:
     """A profile of each kernel family that this machine can run."""
     return runnable(request.param)
@@ -74,6 +86,8 @@ def same_as_reference(run_reference: Run, tmp_path: Path) -> Callable[[onnx.Mode
 class KernelRunner:
     """Runs single kernels of a family on images made of numpy arrays."""
 
+    tried: int | None = None  # settings of a layer, all of them by default
+
     def __init__(self, isa: str, cache: KernelCache) -> None:
         self.isa, self.cache = isa, cache
 
@@ -98,12 +112,7 @@ class KernelRunner:
         self, kernel: Kernel, arguments: Sequence[NDArray[Any]], output: Image
     ) -> NDArray[Any]:
         """Return the pixels that a kernel writes, after a look at the border it writes, too."""
-        import tvm
-
-        tensors = [tvm.runtime.tensor(a) for a in arguments]
-        result = tvm.runtime.tensor(np.full(output.size, 77, output.dtype))
-        self.cache.function(kernel)(*tensors, result)
-        flat: NDArray[Any] = result.numpy()
+        flat = self.call(kernel, [*arguments, np.full(output.size, 77, output.dtype)])
         pixels = self.inside(output, flat).copy()
         self.inside(output, flat)[:] = output.zero_point
         whole = replace(output, h=output.h + 2 * output.border, w=output.w + 2 * output.border)
@@ -116,23 +125,59 @@ class KernelRunner:
         arguments: list[NDArray[Any]] = [weights.data, weights.ints, np.zeros(1, np.float32)]
         return self.run(weights.kernel, arguments, flat).reshape(-1)
 
+    def call(self, kernel: Kernel, arguments: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Return the last argument as a call leaves it."""
+        import tvm
+
+        tensors = [tvm.runtime.tensor(a) for a in arguments]
+        self.cache.function(kernel)(*tensors)
+        result: NDArray[Any] = tensors[-1].numpy()
+        return result
+
+
+class EmulatedRunner(KernelRunner):
+    """Runs them on an emulated device; there the first setting is what a network gets."""
+
+    tried = 2
+
+    def __init__(self, isa: str, cache: KernelCache, device: Emulator) -> None:
+        super().__init__(isa, cache)
+        self.device = device
+
+    def call(self, kernel: Kernel, arguments: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        library = self.cache.folder / f"{kernel.symbol}.so"
+        if not library.exists():
+            link(library, [self.cache.object_file(kernel)], self.cache.linker)
+        return self.device.kernel(library, kernel.symbol, arguments)
+
 
 def machine_targets() -> dict[str, dict[str, object]]:
     """Return the targets that kernels are tested for, by family, those that run here."""
     targets: dict[str, dict[str, object]] = {}
-    for name in ("local", "x86-64-v3", "x86-64", "aarch64"):
+    for name in PROFILES + MORE_PROFILES:
         profile = load_profile(name)
         try:
             check_runs_here(profile)
         except ProfileError:
             continue
         targets.setdefault(profile.isa, dict(profile.target))
-    if "avx512vnni" in targets:  # has all that the family without the dot product needs
-        targets["avx512"] = targets["avx512vnni"]
     return targets
 
 
-@pytest.fixture(scope="module", params=sorted(machine_targets()))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give tests of kernels a family each: with `EVERY_FAMILY` all, else one emulated one."""
+    if "kernels" in metafunc.fixturenames:
+        emulated = EMULATED if getattr(metafunc.module, "EVERY_FAMILY", False) else ["neon"]
+        families = sorted({*machine_targets(), *emulated})
+        metafunc.parametrize("kernels", families, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def kernels(request: pytest.FixtureRequest) -> KernelRunner:
-    """A runner for each kernel family of this machine."""
-    return KernelRunner(request.param, KernelCache(machine_targets()[request.param]))
+    """A runner for each kernel family, of this machine or emulated."""
+    isa = request.param
+    if isa in machine_targets():
+        return KernelRunner(isa, KernelCache(machine_targets()[isa]))
+    name, cpu = EMULATED[isa]
+    device = request.getfixturevalue("emulated")(cpu)
+    return EmulatedRunner(isa, KernelCache(load_profile(name).target), device)

@@ -21,6 +21,7 @@ from paredown.evaluators.tvm.packing import ConvGeometry
 from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
+EVERY_FAMILY = True  # of kernels, emulated ones too
 few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 
