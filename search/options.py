@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import FLOAT_BITS
 from .compression.channels import ChannelGroup
 from .errors import SpaceError
 from .layers import LayerTrace
+
+TIES = ("layer", "block", "stage")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,25 @@ class LayerInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerRule:
+    """Other limits for some layers; None leaves a limit as it is for all layers.
+
+    Attributes:
+        match: Pattern of module names, such as `stage1.*`.
+        max_pruning_ratio: Largest share of their output channels that is removed.
+        weight_bits: Widths on offer; none at all leaves the layers in floating point.
+        activation_bits: Widths of their inputs on offer.
+        include_float: Whether they may stay in floating point.
+    """
+
+    match: str
+    max_pruning_ratio: float | None = None
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = None
+    include_float: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SpaceSettings:
     """What a study may change.
 
@@ -82,14 +104,54 @@ class SpaceSettings:
         weight_bits: Widths on offer; None stands for all that the profile has kernels for.
         activation_bits: Widths of activations on offer.
         include_float: Whether a layer may stay in floating point.
+        rules: Limits of single layers; a later rule wins over an earlier one.
+        exclude: Patterns of layers that stay as they are: in floating point, with all channels.
+        tie: What is chosen once for several layers: "layer" ties nothing, "block" the layers of
+            one module (`blocks.1` of `blocks.1.conv1` and `blocks.1.shortcut.0`), "stage" those
+            whose outputs have the same resolution; or sets of patterns, each of which makes a tie.
     """
 
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] = (8,)
     include_float: bool = True
+    rules: tuple[LayerRule, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tie: str | tuple[tuple[str, ...], ...] = "layer"
+
+    def for_layer(self, name: str) -> SpaceSettings:
+        """Return the settings that hold for one layer."""
+        settings = self
+        for rule in self.rules:
+            if fnmatchcase(name, rule.match):
+                fields = ("max_pruning_ratio", "weight_bits", "activation_bits", "include_float")
+                values = {key: getattr(rule, key) for key in fields}
+                settings = replace(settings, **{k: v for k, v in values.items() if v is not None})
+        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            settings = replace(settings, max_pruning_ratio=0.0, weight_bits=(), include_float=True)
+        return settings
+
+    def check_patterns(self, layers: Sequence[str]) -> None:
+        """Raise unless every pattern fits a layer.
+
+        Args:
+            layers: Names of all layers.
+
+        Raises:
+            SpaceError: Names the first pattern that fits none.
+        """
+        ties = () if isinstance(self.tie, str) else self.tie
+        patterns = [rule.match for rule in self.rules] + [*self.exclude]
+        for pattern in [*patterns, *(p for tie in ties for p in tie)]:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise SpaceError(
+                    f"Every pattern must fit the name of a layer, but '{pattern}' fits none of "
+                    f"{', '.join(layers)}."
+                )
 
     def __post_init__(self) -> None:
+        if isinstance(self.tie, str) and self.tie not in TIES:
+            raise ValueError(f"`tie` must be one of {TIES} or patterns, but got '{self.tie}'.")
         if not 0.0 <= self.max_pruning_ratio < 1.0:
             raise ValueError(
                 f"`max_pruning_ratio` must lie in [0, 1), but got {self.max_pruning_ratio}."
