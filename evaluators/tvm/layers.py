@@ -55,6 +55,7 @@ class ConvLayer:
         sink: What is stored.
         threads: Threads of the network.
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
+        name: Name of the graph's node.
     """
 
     geometry: ConvGeometry
@@ -67,6 +68,7 @@ class ConvLayer:
     sink: Sink
     threads: int
     fraction: NDArray[np.float32] | None = None
+    name: str = ""
     _runs: dict[int, NDArray[np.int32]] = field(default_factory=dict)
 
     @property

@@ -74,6 +74,7 @@ class Lowering:
         self._images: dict[str, Image] = {}
         self._plain: dict[str, Any] = {}
         self._own: set[str] = set()  # tensors that own kernels make
+        self._layers: list[tuple[str, str]] = []
         for node in graph:
             if self._has_own_kernel(node):
                 self._own.add(node.output)
@@ -101,7 +102,8 @@ class Lowering:
             TensorSpec(label, graph.shape(name), graph.dtype(name))
             for label, name in zip(output_names, graph.outputs, strict=True)
         ]
-        return Signature(tuple(inputs), tuple(outputs), self._profile.features)
+        layers = tuple(self._layers)
+        return Signature(tuple(inputs), tuple(outputs), self._profile.features, layers)
 
     # ---- the two forms of a tensor
 
@@ -234,6 +236,7 @@ class Lowering:
     def call_layer(self, layer: ConvLayer) -> Image:
         """Emit a convolution or linear layer."""
         call = layer.call(self._chooser.choose(layer))
+        self._layers.append((call.kernel.symbol, layer.name))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
         *constants, ints, floats = call.constants
         arguments = [layer.source.var, *constants, *residual, ints, floats]
