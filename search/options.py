@@ -12,9 +12,7 @@ from .candidate import FLOAT_BITS
 from .compression.channels import ChannelGroup
 from .errors import SpaceError
 from .layers import LayerTrace
-
-TIES = ("layer", "block", "stage")
-
+from .rules import TIES, LayerRule
 
 @dataclass(frozen=True, slots=True)
 class PruningGroup:
@@ -65,6 +63,7 @@ class LayerInfo:
         output_shape: Shape of the output for the example input, batch included.
         weight_bits: Widths on offer, ascending, with 32 (float) last.
         activation_bits: Widths of the layer's input on offer, ascending.
+        n_groups: Groups of channels that are convolved apart.
     """
 
     name: str
@@ -74,25 +73,7 @@ class LayerInfo:
     output_shape: tuple[int, ...]
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRule:
-    """Other limits for some layers; None leaves a limit as it is for all layers.
-
-    Attributes:
-        match: Pattern of module names, such as `stage1.*`.
-        max_pruning_ratio: Largest share of their output channels that is removed.
-        weight_bits: Widths on offer; none at all leaves the layers in floating point.
-        activation_bits: Widths of their inputs on offer.
-        include_float: Whether they may stay in floating point.
-    """
-
-    match: str
-    max_pruning_ratio: float | None = None
-    weight_bits: tuple[int, ...] | None = None
-    activation_bits: tuple[int, ...] | None = None
-    include_float: bool | None = None
+    n_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +181,7 @@ def layer_options(
         trace.output_shape,
         widths,
         activations,
+        trace.n_groups,
     )
 
 

@@ -66,7 +66,7 @@ def run_study(
     """
     observer, stop = observer or Observer(), stop or StopSignal()
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
-    wanted = _describe(config, check_profile(config))
+    wanted = describe_study(config, check_profile(config))
     check_task_bounds(config)
     check_settings(wanted.settings)
     storage = open_storage(config.storage)
@@ -123,7 +123,7 @@ class _Run:
         return TrialLoop(study, self.storage, self.record, self.space, objective, observer, stop)
 
 
-def _describe(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
+def describe_study(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
     """Return the study that the options ask for, as far as it is known without its task."""
     spec = check_task_spec(config.task)
     settings = config.settings()
@@ -157,7 +157,7 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     check_task(task)
     check_constraints(settings.constraints, metric_name=task.metric_name)
     space = SearchSpace.from_model(
-        task.model, task.example_input, wanted.profile, _space_settings(settings, wanted.profile)
+        task.model, task.example_input, wanted.profile, space_settings(settings, wanted.profile)
     )
     observer.preparing("exporting the model")
     compressor = _compressor(settings, task, space)
@@ -180,12 +180,15 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     return _Run(record, storage, task, space, compressor)
 
 
-def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
+def space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
     return SpaceSettings(
         max_pruning_ratio=settings.max_pruning_ratio,
         weight_bits=settings.weight_bits,
         activation_bits=settings.activation_bits or profile.activation_bits,
         include_float=settings.include_float,
+        rules=settings.rules,
+        exclude=settings.exclude,
+        tie=settings.tie,
     )
 
 

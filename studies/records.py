@@ -12,6 +12,7 @@ from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
 from ..search.pareto import is_pareto_optimal
+from ..search.rules import LayerRule
 
 STATES = ("complete", "failed", "running", "duplicate")
 INTERRUPTED = "interrupted"
@@ -73,6 +74,9 @@ class StudySettings:
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
     include_float: bool = True
+    exclude: tuple[str, ...] = ()
+    tie: str | tuple[tuple[str, ...], ...] = "layer"
+    rules: tuple[LayerRule, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
 
 

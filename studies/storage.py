@@ -28,6 +28,7 @@ from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
+from ..search.rules import LayerRule
 from .records import Constraints, StudyRecord, StudySettings, TrialRecord
 
 if TYPE_CHECKING:
@@ -311,11 +312,18 @@ def _describe(record: StudyRecord) -> dict[str, object]:
 
 def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
     values = dict(settings)
-    for name in ("weight_bits", "activation_bits"):
+    for name in ("weight_bits", "activation_bits", "exclude"):
         if values.get(name) is not None:
             values[name] = tuple(values[name])
+    if not isinstance(values.get("tie", ""), str):
+        values["tie"] = tuple(tuple(patterns) for patterns in values["tie"])
+    values["rules"] = tuple(_rule_from_json(rule) for rule in values.get("rules", ()))
     values["constraints"] = Constraints(**values["constraints"])
     return StudySettings(**values)
+
+
+def _rule_from_json(rule: Mapping[str, Any]) -> LayerRule:
+    return LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
 
 
 def _check_sqlite_file(path: Path, must_exist: bool) -> None:
