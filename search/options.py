@@ -14,6 +14,7 @@ from .errors import SpaceError
 from .layers import LayerTrace
 from .rules import TIES, LayerRule
 
+
 @dataclass(frozen=True, slots=True)
 class PruningGroup:
     """Channels that can only be removed together.

@@ -258,6 +258,13 @@ class SearchSpace:
             )
         return {name: values[name] for name in self._parameters()}
 
+    def options(self) -> dict[str, tuple[int, ...]]:
+        """Return the values of each parameter of `suggest`, ascending, by name."""
+        return {
+            name: tuple(range(low, high + 1, step))
+            for name, (low, high, step) in self._parameters().items()
+        }
+
     def check(self, candidate: Candidate) -> None:
         """Raise unless the candidate belongs to the space.
 
@@ -332,7 +339,8 @@ class SearchSpace:
                 ("weight_bits", layer.weight_bits),
                 ("activation_bits", layer.activation_bits),
             ):
-                if len(options) > 1:
+                has_effect = prefix == "weight_bits" or layer.weight_bits != (FLOAT_BITS,)
+                if len(options) > 1 and has_effect:
                     limits[f"{prefix}/{layer.name}"] = (0, len(options) - 1, 1)
         return limits
 

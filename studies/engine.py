@@ -181,6 +181,7 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
 
 
 def space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
+    """Return what a study may change on a device."""
     return SpaceSettings(
         max_pruning_ratio=settings.max_pruning_ratio,
         weight_bits=settings.weight_bits,

@@ -15,6 +15,7 @@ from .measure import measure
 from .profiles import profiles_app
 from .report import report
 from .search import search
+from .space import space
 from .verify import verify
 
 FAILED = 1
@@ -29,6 +30,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(space)
 app.command()(search)
 app.command()(front)
 app.command()(report)

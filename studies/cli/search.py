@@ -69,6 +69,13 @@ def search(
         int | None,
         typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
     ] = None,
+    tie: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that stay as they are; may be repeated."),
+    ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Least accuracy of a feasible trial.")
     ] = None,
@@ -108,6 +115,7 @@ def search(
             "sampler": sampler,
             "calibration": calibration,
             "finetune_epochs": finetune_epochs,
+            "space": {"tie": tie, "exclude": exclude or None},
             "constraints": {
                 "min_accuracy": min_accuracy,
                 "max_latency_us": max_latency_us,

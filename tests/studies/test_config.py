@@ -136,6 +136,7 @@ def test_a_wrong_rule_is_named_with_its_line(tmp_path: Path) -> None:
         '[[space.layers]]\nmatch = "b"\nweight_bit = [8]\n'
     )
     with pytest.raises(
-        ConfigError, match=r":6: Unknown key `space\.layers\.weight_bit`. Did you mean `weight_bits`"
+        ConfigError,
+        match=r":6: Unknown key `space\.layers\.weight_bit`. Did you mean `weight_bits`",
     ):
         make_config({}, file)
