@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -207,10 +207,19 @@ class SearchSpace:
             The candidate.
         """
         names = self._parameters()
-        values = {
-            name: trial.suggest_int(name, low, high, step=step)
-            for name, (low, high, step) in names.items()
-        }
+        return self.from_params(
+            {
+                name: trial.suggest_int(name, low, high, step=step)
+                for name, (low, high, step) in names.items()
+            }
+        )
+
+    def from_params(self, values: Mapping[str, int]) -> Candidate:
+        """Return the candidate of a parameter's values, which are as `options` lists them.
+
+        Args:
+            values: Value by name of the parameter.
+        """
 
         def bits(prefix: str, name: str, options: tuple[int, ...]) -> int:
             return options[values.get(f"{prefix}/{name}", 0)]
@@ -309,16 +318,21 @@ class SearchSpace:
                     f"'{first}' {wanted_choice}."
                 )
 
+    def follow(self, group: int, kept: int) -> int:
+        """Return what a group keeps where the group that it follows keeps `kept` channels.
+
+        Args:
+            group: Position in `groups`.
+            kept: Channels kept of the group at `group_choices[group]`.
+        """
+        leader = self.group_choices[group]
+        if leader == group:
+            return kept
+        share = kept / self.groups[leader].channels
+        return _nearest(self.groups[group].kept_options, self.groups[group].channels * share)
+
     def _follow(self, kept: Sequence[int]) -> list[int]:
-        """Let each group keep what its leader's share asks for."""
-        followed = []
-        for group, own, leader in zip(self.groups, kept, self.group_choices, strict=True):
-            first = self.groups[leader]
-            share = kept[leader] / first.channels
-            followed.append(
-                own if group is first else _nearest(group.kept_options, group.channels * share)
-            )
-        return followed
+        return [self.follow(at, kept[leader]) for at, leader in enumerate(self.group_choices)]
 
     def _leading(self, layer: LayerInfo) -> LayerInfo:
         return self.layers[self.layer_choices[self.layers.index(layer)]]

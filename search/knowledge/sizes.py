@@ -50,6 +50,42 @@ class Choices:
             table([[x.activation_bits for _, x in c.layers] for c in listed], len(space.layers)),
         )
 
+    @classmethod
+    def from_params(cls, space: SearchSpace, names: Sequence[str], values: Ints) -> Choices:
+        """Read candidates as a sampler gives them.
+
+        Args:
+            space: The space.
+            names: Parameters of the columns, among those of `space.options()`.
+            values: Values of the parameters, shape `(n, n_parameters)`.
+        """
+        columns = {name: values[:, place] for place, name in enumerate(names)}
+
+        def kept(place: int) -> Ints:
+            group, first = space.groups[place], space.groups[space.group_choices[place]]
+            own = np.minimum(columns[f"keep/{first.name}"], first.channels)
+            if group is first:
+                return own
+            tied = {k: space.follow(place, k) for k in first.kept_options}
+            return np.array([tied[k] for k in own.tolist()], np.int64)
+
+        def bits(kind: str, place: int) -> Ints:
+            leader = space.layers[space.layer_choices[place]]
+            options = np.array(getattr(space.layers[place], kind), np.int64)
+            column = columns.get(f"{kind}/{leader.name}")
+            return np.full(len(values), options[0]) if column is None else options[column]
+
+        def table(columns: Sequence[Ints]) -> Ints:
+            return np.stack(columns, axis=1) if columns else np.empty((len(values), 0), np.int64)
+
+        weight_bits = table([bits("weight_bits", at) for at in range(len(space.layers))])
+        activations = table([bits("activation_bits", at) for at in range(len(space.layers))])
+        return cls(
+            table([kept(at) for at in range(len(space.groups))]),
+            weight_bits,
+            np.where(weight_bits == FLOAT_BITS, FLOAT_BITS, activations),
+        )
+
 
 class LayerSizes:
     """Channels and parameters of the layers of a space.
