@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,15 @@ class LayerTimes:
     def total_us(self) -> float:
         """All kernels together, without the time between them."""
         return sum(self.layers_us.values()) + self.other_us
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"layers_us": dict(self.layers_us), "other_us": self.other_us}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerTimes:
+        """Read what `to_json` wrote."""
+        return cls(data["layers_us"], data["other_us"])
 
     def scaled(self, factor: float) -> LayerTimes:
         """Return all times multiplied by a factor."""

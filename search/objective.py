@@ -13,12 +13,14 @@ import onnx
 
 from ..evaluators.accuracy import evaluate
 from ..evaluators.latency import LatencyProtocol, measure_latency
-from ..evaluators.measurement import Latency
+from ..evaluators.layer_times import LayerTimes
+from ..evaluators.measurement import EvaluationError, Latency
 from ..evaluators.runtimes import get_runtime
 from ..evaluators.task import Task
 from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import Candidate
+from .knowledge.latency_model import LatencySample
 
 if TYPE_CHECKING:
     from .compression.compressor import CompressedModel
@@ -61,6 +63,7 @@ class Evaluation:
     latency: Latency
     model: Path  # the QDQ ONNX file that was measured
     artifact: Path  # what the runtime built from it
+    layer_times: LayerTimes | None = None  # in proportion to `latency_us` of the baseline
 
 
 class Objective:
@@ -95,6 +98,7 @@ class Objective:
         self._folder = folder
         self._protocol = protocol or LatencyProtocol()
         self._baseline: Baseline | None = None
+        self._has_layers = True
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="accuracy")
 
     def __enter__(self) -> Self:
@@ -121,6 +125,23 @@ class Objective:
         path = self._folder / "baseline.onnx"
         onnx.save(model, path)
         self._baseline = Baseline(self._build(path), latency_us)
+
+    def probe(self, candidate: Candidate) -> LatencySample:
+        """Time a candidate and its layers, without its accuracy: a look at the device.
+
+        Raises:
+            ParedownError: If a step fails.
+        """
+        assert self._baseline is not None  # the uncompressed model is evaluated first
+        path = self._folder / f"probe-{candidate.digest}.onnx"
+        onnx.save(self._compressor.compress(candidate).model, path)
+        artifact = self._build(path)
+        try:
+            found = self._with_latency(candidate, 0.0, 0, path, artifact)
+            return LatencySample(candidate, found.layer_times, found.latency_us)
+        finally:
+            path.unlink()
+            artifact.unlink()
 
     def evaluate(
         self, candidate: Candidate, report: Callable[[str], None] = lambda text: None
@@ -190,7 +211,29 @@ class Objective:
             latency,
             model,
             artifact,
+            self._time_layers(artifact),
         )
+
+    def _time_layers(self, artifact: Path) -> LayerTimes | None:
+        """Return the times of the layers, None where the runtime cannot tell them apart."""
+        assert self._baseline is not None
+        if not self._has_layers:
+            return None
+        try:
+            times, baseline = self._worker.time_layers(
+                self._runtime,
+                artifact,
+                baseline=self._baseline.artifact,
+                threads=self._profile.threads,
+            )
+        except EvaluationError as error:
+            if error.reason != "unavailable":
+                raise
+            self._has_layers = False
+            return None
+        # Both ran in one window: the drift of the machine cancels.
+        assert baseline is not None
+        return times.scaled(self._baseline.latency_us / baseline.total_us)
 
     def discard(self, evaluation: Evaluation) -> None:
         """Delete the files of an evaluation, unless later ones are compared with it."""

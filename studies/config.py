@@ -74,7 +74,7 @@ class StudyConfig(BaseModel):
     profile: str = Field(default="local", min_length=1)
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     data: str | None = None
     calibration: str | None = None
     finetune_epochs: int | None = Field(default=None, ge=0)

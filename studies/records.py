@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
@@ -66,7 +67,7 @@ class StudySettings:
 
     seed: int = 0
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     data_dir: str | None = None  # where the task reads its data; None: the task's default
     calibration: str = "default"
     finetune_epochs: int | None = None  # None: the task's own default
@@ -101,6 +102,8 @@ class TrialRecord:
     seconds: float | None = None
     model_file: str | None = None
     is_feasible: bool = False
+    layer_times: LayerTimes | None = None
+    predicted_latency_us: float | None = None  # by the latency model, before it was measured
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

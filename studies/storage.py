@@ -24,6 +24,7 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
@@ -38,7 +39,14 @@ DEFAULT_STORAGE = "sqlite:///paredown.db"
 MODELS_DIR_VARIABLE = "PAREDOWN_MODELS"
 META_KEY = "paredown"
 META_VERSION = 1
-MEASURES = ("accuracy", "size_bytes", "latency_us", "latency_spread_us", "seconds")
+MEASURES = (
+    "accuracy",
+    "size_bytes",
+    "latency_us",
+    "latency_spread_us",
+    "seconds",
+    "predicted_latency_us",
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -252,11 +260,13 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")
+    times = attrs.get("layer_times")
     return TrialRecord(
         number=trial.number,
         state=state,
         candidate=None if candidate is None else Candidate.from_json(candidate),
         latency=None if latency is None else Latency.from_json(latency),
+        layer_times=None if times is None else LayerTimes.from_json(times),
         error=attrs.get("error"),
         is_baseline=bool(attrs.get("is_baseline", False)),
         model_file=attrs.get("model_file"),

@@ -42,6 +42,27 @@ class Evaluator(Protocol):
         ...
 
 
+class TrialGuide(Protocol):
+    """Learns about the space and from trials; `Guide` does."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` was called."""
+        ...
+
+    def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
+        """Learn about the space; return candidates to begin with."""
+        ...
+
+    def learn(self, record: StudyRecord) -> None:
+        """Learn from the trials that have ended."""
+        ...
+
+    def predict_latency_us(self, candidate: Candidate) -> float | None:
+        """Return the expected latency, None where nothing is known."""
+        ...
+
+
 class TrialLoop:
     """Runs trials of one study until enough have finished.
 
@@ -56,6 +77,7 @@ class TrialLoop:
         objective: Evaluates candidates.
         observer: Told what happens.
         stop: Tells when to end.
+        guide: Leads the sampler, if it is one that can be led.
     """
 
     def __init__(
@@ -67,6 +89,7 @@ class TrialLoop:
         objective: Evaluator,
         observer: Observer,
         stop: StopSignal,
+        guide: TrialGuide | None = None,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -75,7 +98,8 @@ class TrialLoop:
         self._objective = objective
         self._observer = observer
         self._stop = stop
-        self._planned = planned_candidates(space)
+        self._guide = guide
+        self._planned = list(planned_candidates(space))
         self._rng = np.random.default_rng([record.settings.seed, len(record.trials)])
         self._n_repeats = 0
         self._n_failures = 0
@@ -96,11 +120,21 @@ class TrialLoop:
                 if deadline is not None and time.monotonic() >= deadline:
                     self._observer.message("The time limit is reached.")
                     return
+                self._use_guide()
                 if not self._run_trial():
                     self._observer.message(
                         "Every candidate that could be found in the search space is evaluated."
                     )
                     return
+
+    def _use_guide(self) -> None:
+        """Let the guide learn; what it advises is tried before the sampler is asked."""
+        if self._guide is None or self._record.baseline is None:
+            return
+        if self._guide.is_ready:
+            self._guide.learn(self._record)
+        else:
+            self._planned += self._guide.prepare(self._record)
 
     def refresh(self) -> StudyRecord:
         """Read the trials again: another process may run some of the same study."""
@@ -129,6 +163,7 @@ class TrialLoop:
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
         start = time.monotonic()
+        expected = self._guide.predict_latency_us(candidate) if self._guide is not None else None
         try:
             evaluation = self._objective.evaluate(
                 candidate, lambda step: self._observer.trial_step(trial.number, step)
@@ -145,7 +180,7 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start)
+            self._complete(trial, evaluation, start, expected)
         self._n_failures = 0
         return True
 
@@ -186,7 +221,10 @@ class TrialLoop:
         )
         return self._space.params(self._space.uniform(32) if is_outside else candidate)
 
-    def _complete(self, trial: optuna.Trial, evaluation: Evaluation, start: float) -> None:
+    def _complete(
+        self, trial: optuna.Trial, evaluation: Evaluation, start: float, expected: float | None
+    ) -> None:
+        times = evaluation.layer_times
         attributes = {
             "candidate": evaluation.candidate.to_json(),
             "accuracy": evaluation.accuracy,
@@ -194,6 +232,8 @@ class TrialLoop:
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
             "latency": evaluation.latency.to_json(),
+            "layer_times": None if times is None else times.to_json(),
+            "predicted_latency_us": expected,
             "is_baseline": evaluation.candidate == self._space.baseline(),
             "model_file": save_model(self._storage, trial, evaluation.model),
             "seconds": time.monotonic() - start,

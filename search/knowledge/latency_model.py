@@ -8,8 +8,9 @@ the caches) is an affine correction that is fitted to whole networks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ _LEVEL, _BY_WIDTH, _BY_CHANNELS, _BY_BOTH, _BY_TILE, _NOISE = 3.0, 0.5, 0.4, 0.1
 _WIDTH_SCALE = 1.5  # bits over which times are alike
 _CHANNEL_SCALE, _TILE_SCALE = 1.0, 0.15  # in logarithms of the share of channels
 _FIXED_SHARE = 0.05  # of a layer's time that does not go with its operations
+_INTEGER_SHARE = 0.6  # of a float layer's time, before any was timed
 _PRIOR_DEVIATIONS = (0.1, 0.1)  # of the correction: factor less one, and offset over the baseline
 
 
@@ -45,9 +47,28 @@ class LatencySample:
     times: LayerTimes | None
     latency_us: float | None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        times = None if self.times is None else self.times.to_json()
+        return {
+            "candidate": self.candidate.to_json(), "times": times, "latency_us": self.latency_us
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatencySample:
+        """Read what `to_json` wrote."""
+        times = data["times"]
+        return cls(
+            Candidate.from_json(data["candidate"]),
+            None if times is None else LayerTimes.from_json(times),
+            data["latency_us"],
+        )
+
 
 class LatencyModel:
     """Predicts latency from timed networks of the same space.
+
+    Without the times of any layer, each is taken to go with its operations.
 
     Args:
         space: The space.
@@ -75,11 +96,7 @@ class LatencyModel:
         self._is_fresh = False
 
     def predict(self, choices: Choices) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation of the latency of candidates, in microseconds.
-
-        Raises:
-            ValueError: If no network with its layers was added.
-        """
+        """Return mean and standard deviation of the latency of candidates, in microseconds."""
         layers = self.predict_layers(choices)
         factor, offset = self._correction
         mean = factor * (layers.sum(axis=1) + self._predict_other(choices)) + offset
@@ -87,11 +104,7 @@ class LatencyModel:
         return mean, self._deviation * mean
 
     def predict_layers(self, choices: Choices) -> Floats:
-        """Return the time of each layer in microseconds, shape `(n, n_layers)`.
-
-        Raises:
-            ValueError: If no network with its layers was added.
-        """
+        """Return the time of each layer in microseconds, shape `(n, n_layers)`."""
         self._fit()
         work = self._sizes.work(choices.kept)
         ins, outs = self._sizes.channels(choices.kept)
@@ -102,20 +115,31 @@ class LatencyModel:
                  choices.activation_bits[:, place]], axis=1,
             )  # fmt: skip
             # The operations of a depthwise layer fall with its outputs alone.
-            columns.append(np.zeros(len(keys)) if layer is None else layer(keys, work[:, place]))
+            us = self._guess(place, keys, work[:, place]) if layer is None else None
+            columns.append(us if layer is None else layer(keys, work[:, place]))
         return np.stack(columns, axis=1)
 
     def _predict_other(self, choices: Choices) -> Floats:
         share = self._sizes.work(choices.kept).mean(axis=1)
         return np.asarray(self._other[0] + self._other[1] * np.sqrt(share))
 
+    def _guess(self, place: int, keys: NDArray[np.int64], work: Floats) -> Floats:
+        """Return the time of a layer that was never timed, by its share of the operations."""
+        if self.n_timed:  # it has no kernel of its own
+            return np.zeros(len(keys))
+        share = self.space.layers[place].macs / sum(layer.macs for layer in self.space.layers)
+        by_width = np.where(keys[:, 2] == FLOAT_BITS, 1.0, _INTEGER_SHARE)
+        return np.asarray(self.baseline_us * share * (work + _FIXED_SHARE) * by_width)
+
     def _fit(self) -> None:
         if self._is_fresh and self._layers:
             return
+        self._is_fresh = True
         timed = [s for s in self._samples if s.times is not None]
         if not timed:
-            raise ValueError("`predict` needs a network whose layers were timed: `add` one first.")
-        self._is_fresh = True
+            self._layers = [None] * len(self.space.layers)
+            self._correct()
+            return
         choices = Choices.of(self.space, [s.candidate for s in timed])
         work = self._sizes.work(choices.kept)
         ins, outs = self._sizes.channels(choices.kept)

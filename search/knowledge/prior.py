@@ -25,7 +25,7 @@ class SpacePrior:
         space: The space.
         sensitivities: Loss of each option.
         latency: The latency model; what it learns later is used at once.
-        size_offset_bytes: What belongs to no layer.
+        size_offset_bytes: What belongs to no layer; may be set when it becomes known.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class SpacePrior:
     ) -> None:
         self.space, self.sensitivities, self.latency = space, sensitivities, latency
         self._sizes = LayerSizes(space)
-        self._offset = size_offset_bytes
+        self.size_offset_bytes = size_offset_bytes
 
     def __call__(self, names: Sequence[str], values: NDArray[np.int64]) -> Floats:
         """Return costs of shape `(n, 3)`, all to be minimised.
@@ -48,7 +48,7 @@ class SpacePrior:
         """
         choices = Choices.from_params(self.space, names, values)
         loss = self._effective(names, values, choices)
-        size = self._sizes.size_bytes(choices).sum(axis=1) + self._offset
+        size = self._sizes.size_bytes(choices).sum(axis=1) + self.size_offset_bytes
         latency, _ = self.latency.predict(choices)
         return np.stack([1.0 - np.exp(-loss), size, latency], axis=1)
 

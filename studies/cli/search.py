@@ -60,7 +60,7 @@ def search(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="tpe, nsga2, nsga3, gp, qmc or random (tpe)."),
+        typer.Option(metavar="NAME", help="guided, tpe, nsga2, nsga3, gp, qmc, random (guided)."),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")

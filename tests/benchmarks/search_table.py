@@ -3,14 +3,14 @@
 Every choice of every layer is timed in place on this machine, in turns with the uncompressed
 model; the latency of a candidate is the sum of its layers, corrected to whole networks. Sizes are
 exact. Accuracy is a model with all pairwise interactions, fitted to candidates that were measured
-on all validation data.
+on the first `N_SAMPLES` of the validation data. What was measured is kept after each candidate, so
+that it can be interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,10 +26,11 @@ from sklearn.linear_model import RidgeCV
 from paredown.evaluators.accuracy import evaluate
 from paredown.evaluators.latency import measure_latency
 from paredown.evaluators.layer_times import LayerTimes
+from paredown.evaluators.task import Data
 from paredown.evaluators.worker import Worker
 from paredown.hw_profiles import load_profile
 from paredown.search.candidate import Candidate
-from paredown.search.compression.compressor import Compressor
+from paredown.search.compression.compressor import CompressedModel, Compressor
 from paredown.search.knowledge.latency_model import LatencyModel, LatencySample, probe_candidates
 from paredown.search.knowledge.sensitivity import Sensitivities, measure_sensitivities
 from paredown.search.knowledge.sizes import Choices, LayerSizes
@@ -43,7 +44,10 @@ Ints = NDArray[np.int64]
 RUNTIME = "tvm"
 N_PROBES = 10
 SETTINGS = SpaceSettings(activation_bits=(8,), include_float=False, tie="block")
+N_SAMPLES = 5000
 _MIN_ROWS = 250
+_N_ACCURACIES = 160  # rows whose accuracy is measured
+_WHOLE_STEP = 4  # of the rows whose whole network is timed
 _CHUNK = 1 << 18
 _WORST_LOSS = 0.1  # of accuracy; candidates that lose more do not count
 
@@ -53,20 +57,19 @@ class Row:
     """One measured candidate; its times are in proportion to the baseline's latency."""
 
     params: dict[str, int]
-    accuracy: float
+    accuracy: float | None
     size_bytes: int
-    latency_us: float
+    latency_us: float | None
     times: LayerTimes
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        times = {"layers_us": dict(self.times.layers_us), "other_us": self.times.other_us}
-        return {**self.__dict__, "times": times}
+        return {**self.__dict__, "times": self.times.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Row:
         """Read what `to_json` wrote."""
-        return cls(**{**data, "times": LayerTimes(**data["times"])})
+        return cls(**{**data, "times": LayerTimes.from_json(data["times"])})
 
 
 class Table:
@@ -101,14 +104,19 @@ class Table:
             candidate = self.space.from_params(row.params)
             model.add(LatencySample(candidate, row.times, row.latency_us))
         mean, _ = model.predict(choices)
-        measured = np.array([row.latency_us for row in self.rows])
-        self.latency_error = float(np.median(np.abs(mean / measured - 1.0)))
+        errors = [
+            abs(us / row.latency_us - 1.0)
+            for us, row in zip(mean, self.rows, strict=True)
+            if row.latency_us
+        ]
+        self.latency_error = float(np.median(errors))
         return model
 
     def _fit_accuracy(self, values: Ints) -> None:
-        accuracy = np.array([row.accuracy for row in self.rows])
+        is_known = [row.accuracy is not None for row in self.rows]
+        accuracy = np.array([row.accuracy for row in self.rows if row.accuracy is not None])
         target = np.log(accuracy / (1.001 - accuracy))
-        design = self._features(values)
+        design = self._features(values[is_known])
         self._ridge = RidgeCV(alphas=np.logspace(-2, 3, 16)).fit(design, target)
         folds = np.arange(len(target)) % 10
         guesses = np.empty(len(target))
@@ -182,12 +190,11 @@ def _sigmoid(values: Floats) -> Floats:
 def load_table(
     file: Path, task: str, profile: str, report: Callable[[str], None] = print
 ) -> Table:
-    """Return the table, measured now if the file does not exist."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        data = measure(task, profile, report)
-        file.write_text(json.dumps(data))
-    data = json.loads(file.read_text())
+    """Return the table, measured now as far as the file does not have it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = json.loads(file.read_text()) if file.exists() else {"task": task, "profile": profile}
+    if not data.get("is_whole"):
+        _Measuring(data, file, report).run()
     return Table(_space(data["task"], data["profile"]), data)
 
 
@@ -197,60 +204,83 @@ def _space(task_name: str, profile_name: str) -> SearchSpace:
     return SearchSpace.from_model(task.model, task.example_input, profile, SETTINGS)
 
 
-def measure(task_name: str, profile_name: str, report: Callable[[str], None]) -> dict[str, Any]:
-    """Measure enough candidates to have seen every choice of every layer."""
-    task = load_task(task_name, data_dir=None, report=report)
-    profile = load_profile(profile_name)
-    space = _space(task_name, profile_name)
-    compressor = Compressor(task, space)
-    start = time.monotonic()
-    sensitivities = measure_sensitivities(compressor, task.calibration[:256])
-    report(f"sensitivities in {time.monotonic() - start:.0f} s")
-    with tempfile.TemporaryDirectory() as name, Worker(1, preload=(RUNTIME,)) as worker:
-        folder = Path(name)
+class _Measuring:
+    """Measures enough candidates to have seen every choice of every layer.
 
-        def build(candidate: Candidate) -> tuple[Path, Any]:
-            compressed = compressor.compress(candidate)
-            path = folder / f"{candidate.digest}.onnx"
-            onnx.save(compressed.model, path)
-            worker.build(RUNTIME, path, path.with_suffix(".so"), profile)
-            return path.with_suffix(".so"), compressed
+    Args:
+        data: What is known; it grows.
+        file: Where it is kept.
+        report: Told how far it is.
+    """
 
-        baseline, compressed = build(space.baseline())
-        baseline_us = measure_latency(worker, RUNTIME, baseline).latency_us
-        accuracy = evaluate(compressed.module, task.validation, task.metric)
-        size = compressed.size_bytes
+    def __init__(self, data: dict[str, Any], file: Path, report: Callable[[str], None]) -> None:
+        self._data, self._file, self._report = data, file, report
+        self._task = load_task(data["task"], data_dir=None, report=report)
+        self._profile = load_profile(data["profile"])
+        self._space = _space(data["task"], data["profile"])
+        self._compressor = Compressor(self._task, self._space)
+        held_out = self._task.validation
+        self._samples = Data(held_out.inputs[:N_SAMPLES], held_out.targets[:N_SAMPLES])
 
-        def row(params: dict[str, int]) -> dict[str, Any]:
-            artifact, compressed = build(space.from_params(params))
-            times, reference = worker.time_layers(RUNTIME, artifact, baseline=baseline)
-            latency = measure_latency(worker, RUNTIME, artifact, baseline=baseline)
-            assert reference is not None
+    def run(self) -> None:
+        """Measure what is missing."""
+        data = self._data
+        with tempfile.TemporaryDirectory() as name, Worker(1, preload=(RUNTIME,)) as worker:
+            self._folder, self._worker = Path(name), worker
+            self._baseline, compressed = self._build(self._space.baseline())
+            if "baseline_us" not in data:
+                data["baseline_us"] = measure_latency(worker, RUNTIME, self._baseline).latency_us
+                data["baseline_accuracy"] = self._accuracy(compressed)
+                data["baseline_size_bytes"] = compressed.size_bytes
+            if "sensitivities" not in data:
+                found = measure_sensitivities(self._compressor, self._task.calibration[:256])
+                data["sensitivities"] = found.to_json()
+            probes = [self._space.params(c) for c in probe_candidates(self._space, N_PROBES, 0)]
+            self._measure("probes", probes)
+            self._measure("rows", _covering(self._space, _MIN_ROWS))
+        data["is_whole"] = True
+        self._save()
+
+    def _measure(self, kind: str, designs: list[dict[str, int]]) -> None:
+        rows = self._data.setdefault(kind, [])
+        for number in range(len(rows), len(designs)):
+            rows.append(self._row(kind == "probes", number, designs[number]).to_json())
+            if number % 10 == 9:
+                self._save()
+                self._report(f"{kind}: {number + 1} of {len(designs)}")
+        self._save()
+
+    def _row(self, is_probe: bool, number: int, params: dict[str, int]) -> Row:
+        artifact, compressed = self._build(self._space.from_params(params))
+        times, reference = self._worker.time_layers(RUNTIME, artifact, baseline=self._baseline)
+        assert reference is not None
+        baseline_us = self._data["baseline_us"]
+        accuracy = latency_us = None
+        if is_probe or number % _WHOLE_STEP == 0:
+            latency = measure_latency(self._worker, RUNTIME, artifact, baseline=self._baseline)
             assert latency.ratio is not None
-            value = evaluate(compressed.module, task.validation, task.metric)
-            artifact.unlink()
-            scaled = times.scaled(baseline_us / reference.total_us)
-            us = latency.ratio * baseline_us
-            return Row(params, value, compressed.size_bytes, us, scaled).to_json()
+            latency_us = latency.ratio * baseline_us
+        if not is_probe and number < _N_ACCURACIES:
+            accuracy = self._accuracy(compressed)
+        artifact.unlink()
+        scaled = times.scaled(baseline_us / reference.total_us)
+        return Row(params, accuracy, compressed.size_bytes, latency_us, scaled)
 
-        probes = [row(space.params(c)) for c in probe_candidates(space, N_PROBES, seed=0)]
-        report(f"probes after {time.monotonic() - start:.0f} s")
-        designs = _covering(space, _MIN_ROWS)
-        rows = []
-        for params in designs:
-            rows.append(row(params))
-            if len(rows) % 25 == 0:
-                report(f"{len(rows)} of {len(designs)} after {time.monotonic() - start:.0f} s")
-    return {
-        "task": task_name,
-        "profile": profile_name,
-        "baseline_us": baseline_us,
-        "baseline_accuracy": accuracy,
-        "baseline_size_bytes": size,
-        "sensitivities": sensitivities.to_json(),
-        "probes": probes,
-        "rows": rows,
-    }
+    def _build(self, candidate: Candidate) -> tuple[Path, CompressedModel]:
+        compressed = self._compressor.compress(candidate)
+        path = self._folder / f"{candidate.digest}.onnx"
+        onnx.save(compressed.model, path)
+        artifact = path.with_suffix(".so")
+        self._worker.build(RUNTIME, path, artifact, self._profile)
+        return artifact, compressed
+
+    def _accuracy(self, compressed: CompressedModel) -> float:
+        return evaluate(compressed.module, self._samples, self._task.metric)
+
+    def _save(self) -> None:
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._data))
+        partial.replace(self._file)
 
 
 def _covering(space: SearchSpace, at_least: int) -> list[dict[str, int]]:
