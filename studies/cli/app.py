@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...hw_profiles.errors import ParedownError
+from .explain import explain
 from .export import export
 from .front import front
 from .measure import measure
@@ -34,6 +35,7 @@ app.command()(space)
 app.command()(search)
 app.command()(front)
 app.command()(report)
+app.command()(explain)
 app.command()(export)
 app.command()(verify)
 app.command()(measure)

@@ -63,9 +63,7 @@ def volume(study: optuna.Study, reference: Sequence[float]) -> float:
 @pytest.mark.parametrize(
     ("objective", "reference"), [(zdt1, (1.1, 6.0)), (dtlz2, (1.5, 1.5, 1.5))]
 )
-def test_it_beats_a_random_search(
-    objective: Objective, reference: Sequence[float]
-) -> None:
+def test_it_beats_a_random_search(objective: Objective, reference: Sequence[float]) -> None:
     n = len(reference)
     sampler = GuidedSampler(seed=0, reference=reference)
     ours = volume(search(sampler, objective, 40, n), reference)
