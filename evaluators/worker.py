@@ -95,6 +95,11 @@ class Worker:
         self.stop()
 
     @property
+    def cpus(self) -> tuple[int, ...]:
+        """The cores that the child is pinned to."""
+        return self._settings.cpus
+
+    @property
     def pid(self) -> int | None:
         """The child's process id, or `None` while there is no child."""
         return None if self._child is None else self._child.process.pid

@@ -75,6 +75,7 @@ class StudyConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
     sampler: str = "guided"
+    early_stopping: bool = True
     data: str | None = None
     calibration: str | None = None
     finetune_epochs: int | None = Field(default=None, ge=0)
@@ -95,6 +96,7 @@ class StudyConfig(BaseModel):
             seed=self.seed,
             runtime=self.runtime,
             sampler=self.sampler,
+            early_stopping=self.early_stopping,
             data_dir=self.data,
             calibration=self.calibration or "default",
             finetune_epochs=self.finetune_epochs,

@@ -200,7 +200,7 @@ def explanation_notes(explanation: Explanation, record: StudyRecord) -> list[str
         notes.append(
             f"The latency model, from {explanation.n_probes} networks timed before the search, "
             f"was off by {np.median(errors):.1%} in the median of {len(errors)} trials before "
-            f"they were measured ({np.median(errors[-20:]):.1%} in the last {min(20, len(errors))})."
+            f"they were measured ({np.median(errors[-20:]):.1%} in the last {len(errors[-20:])})."
         )
     return notes
 

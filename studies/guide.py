@@ -21,6 +21,7 @@ from ..search.guided import GuidedSampler
 from ..search.knowledge.latency_model import LatencyModel, LatencySample, probe_candidates
 from ..search.knowledge.prior import SpacePrior
 from ..search.knowledge.sensitivity import Sensitivities, measure_sensitivities
+from ..search.knowledge.sizes import Choices
 from ..search.knowledge.warm_starts import knapsack_front, spread
 from ..search.space import SearchSpace
 from .observer import Observer
@@ -185,11 +186,12 @@ class Guide:
                 gaps = np.array([t.values[1] for t in inside]) - expected
                 self._prior.size_offset_bytes += float(np.median(gaps))
 
-    def predict_latency_us(self, candidate: Candidate) -> float | None:
-        """Return what the latency model expects of a candidate, None before it is there."""
-        if self._prior is None or candidate == self._space.baseline():
+    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
+        """Return mean and deviation that the latency model expects, None before it is there."""
+        if self._prior is None:
             return None
-        return float(self._expect([candidate])[0, 2])
+        mean, deviation = self._prior.latency.predict(Choices.of(self._space, [candidate]))
+        return float(mean[0]), float(deviation[0])
 
     def _expect(self, candidates: Sequence[Candidate]) -> np.ndarray:
         assert self._prior is not None

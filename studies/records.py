@@ -15,7 +15,7 @@ from ..search.candidate import Candidate
 from ..search.pareto import is_pareto_optimal
 from ..search.rules import LayerRule
 
-STATES = ("complete", "failed", "running", "duplicate")
+STATES = ("complete", "stopped early", "failed", "running", "duplicate")
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
@@ -75,6 +75,7 @@ class StudySettings:
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
     include_float: bool = True
+    early_stopping: bool = True
     exclude: tuple[str, ...] = ()
     tie: str | tuple[tuple[str, ...], ...] = "layer"
     rules: tuple[LayerRule, ...] = ()
@@ -117,13 +118,15 @@ class TrialRecord:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trial has a result of its own: a measure, or a failure of its candidate.
+        """Whether the trial has a result of its own.
+
+        That is a measure, what was enough to give it up, or a failure of its candidate.
 
         One that was interrupted, or repeats another trial, has none.
         """
         if self.state == "failed":
             return self.error is not None and not self.error.startswith(INTERRUPTED)
-        return self.state == "complete"
+        return self.state in ("complete", "stopped early")
 
     @property
     def values(self) -> tuple[float, float, float]:

@@ -48,6 +48,12 @@ MEASURES = (
     "predicted_latency_us",
 )
 
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped early",  # pruning is of channels here
+    TrialState.FAIL: "failed",
+}
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -254,9 +260,7 @@ def trial_id_of(storage: BaseStorage, study_name: str, number: int) -> int:
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return Optuna's trial as a record."""
     attrs = trial.user_attrs
-    state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(
-        trial.state, "running"
-    )
+    state = _STATES.get(trial.state, "running")
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")

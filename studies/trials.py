@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from optuna.trial import TrialState
 
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
+from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
+from ..search.guided import ESTIMATES_KEY
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
@@ -33,8 +36,10 @@ UNIFORM_BITS = (8, 7, 4)
 class Evaluator(Protocol):
     """Measures candidates; `Objective` does, and the tests have one that pretends."""
 
-    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
-        """Measure one candidate, telling `report` which step begins."""
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
+    ) -> Evaluation:
+        """Measure one candidate, telling `report` which step begins, until the gate closes."""
         ...
 
     def discard(self, evaluation: Evaluation) -> None:
@@ -58,8 +63,8 @@ class TrialGuide(Protocol):
         """Learn from the trials that have ended."""
         ...
 
-    def predict_latency_us(self, candidate: Candidate) -> float | None:
-        """Return the expected latency, None where nothing is known."""
+    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
+        """Return the expected latency and its deviation, None where nothing is known."""
         ...
 
 
@@ -166,8 +171,13 @@ class TrialLoop:
         expected = self._guide.predict_latency_us(candidate) if self._guide is not None else None
         try:
             evaluation = self._objective.evaluate(
-                candidate, lambda step: self._observer.trial_step(trial.number, step)
+                candidate,
+                lambda step: self._observer.trial_step(trial.number, step),
+                self._gate(candidate, expected),
             )
+        except StoppedEarly as outcome:
+            self._give_up(trial, candidate, outcome, start)
+            return True
         except KeyboardInterrupt:
             self._fail(trial, candidate, INTERRUPTED, start)
             raise
@@ -180,9 +190,55 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start, expected)
+            self._complete(trial, evaluation, start, expected and expected[0])
         self._n_failures = 0
         return True
+
+    def _gate(self, candidate: Candidate, expected: tuple[float, float] | None) -> Gate | None:
+        """Return what a candidate is compared with; what every study begins with runs whole."""
+        record = self._record
+        settings = record.settings
+        if not settings.early_stopping or candidate in planned_candidates(self._space):
+            return None
+        least = 0.0
+        if expected is not None:
+            least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
+        bounds = settings.constraints
+        sign = -1.0 if record.higher_is_better else 1.0
+        front = record.front()
+        return Gate(
+            costs=record.costs(front),
+            numbers=[other.number for other in front],
+            limits=(
+                math.inf if bounds.min_accuracy is None else sign * bounds.min_accuracy,
+                bounds.max_size_bytes or math.inf,
+                bounds.max_latency_us or math.inf,
+            ),
+            higher_is_better=record.higher_is_better,
+            latency_us=least,
+        )
+
+    def _give_up(
+        self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, start: float
+    ) -> None:
+        """Write down what is known of a candidate that is measured no further."""
+        accuracy, size_bytes, latency_us = outcome.estimates
+        with self._stop.shield():
+            self._write(
+                trial,
+                {
+                    "candidate": candidate.to_json(),
+                    "error": outcome.reason,
+                    ESTIMATES_KEY: list(outcome.estimates),
+                    "accuracy": accuracy,
+                    "size_bytes": None if size_bytes is None else round(size_bytes),
+                    "latency_us": latency_us,
+                    "seconds": time.monotonic() - start,
+                },
+            )
+            self._study.tell(trial, state=TrialState.PRUNED)
+            self._report(trial.number)
+        self._n_failures = 0
 
     def _known(self) -> dict[str, TrialRecord]:
         """Return the trials whose result is known, by the candidate's digest."""

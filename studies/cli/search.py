@@ -62,6 +62,13 @@ def search(
         str | None,
         typer.Option(metavar="NAME", help="guided, tpe, nsga2, nsga3, gp, qmc, random (guided)."),
     ] = None,
+    early_stopping: Annotated[
+        bool | None,
+        typer.Option(
+            "--early-stopping/--whole-trials",
+            help="Give a candidate up as soon as it cannot reach the front any more (default).",
+        ),
+    ] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
     ] = None,
@@ -113,6 +120,7 @@ def search(
             "data": None if data is None else str(data),
             "runtime": runtime,
             "sampler": sampler,
+            "early_stopping": early_stopping,
             "calibration": calibration,
             "finetune_epochs": finetune_epochs,
             "space": {"tie": tie, "exclude": exclude or None},
