@@ -128,7 +128,9 @@ def _differences(found: StudyRecord, wanted: StudyRecord) -> list[tuple[str, str
 def _identity(study: StudyRecord) -> dict[str, Any]:
     settings = asdict(study.settings)
     constraints = settings.pop("constraints")
-    settings.pop("sampler")  # another sampler may go on where one stopped
+    # How candidates are chosen does not change what their numbers mean.
+    for name in ("sampler", "early_stopping"):
+        settings.pop(name)
     profile = asdict(study.profile)
     facts = {key: value for key, value in profile.items() if key not in _DESCRIPTIVE}
     facts.pop("threads")

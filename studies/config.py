@@ -6,11 +6,12 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..hw_profiles.errors import ParedownError
+from ..search.rules import LayerRule
 from .records import Constraints, StudySettings
 
 Location = tuple[str, ...]
@@ -30,6 +31,18 @@ class ConstraintOptions(BaseModel):
     max_size_bytes: int | None = Field(default=None, gt=0)
 
 
+class LayerOptions(BaseModel):
+    """Other limits for the layers that a pattern fits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    match: str = Field(min_length=1)
+    max_pruning_ratio: float | None = Field(default=None, ge=0, lt=1)
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
+    include_float: bool | None = None
+
+
 class SpaceOptions(BaseModel):
     """What the search may choose from."""
 
@@ -39,6 +52,9 @@ class SpaceOptions(BaseModel):
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     include_float: bool = True
+    exclude: tuple[str, ...] = ()
+    tie: Literal["layer", "block", "stage"] | tuple[tuple[str, ...], ...] = "layer"
+    layers: tuple[LayerOptions, ...] = ()
 
 
 class StudyConfig(BaseModel):
@@ -58,7 +74,8 @@ class StudyConfig(BaseModel):
     profile: str = Field(default="local", min_length=1)
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
+    early_stopping: bool = True
     data: str | None = None
     calibration: str | None = None
     finetune_epochs: int | None = Field(default=None, ge=0)
@@ -79,6 +96,7 @@ class StudyConfig(BaseModel):
             seed=self.seed,
             runtime=self.runtime,
             sampler=self.sampler,
+            early_stopping=self.early_stopping,
             data_dir=self.data,
             calibration=self.calibration or "default",
             finetune_epochs=self.finetune_epochs,
@@ -86,6 +104,9 @@ class StudyConfig(BaseModel):
             weight_bits=self.space.weight_bits,
             activation_bits=self.space.activation_bits,
             include_float=self.space.include_float,
+            exclude=self.space.exclude,
+            tie=self.space.tie,
+            rules=tuple(LayerRule(**rule.model_dump()) for rule in self.space.layers),
             constraints=Constraints(
                 values.min_accuracy, values.max_latency_us, values.max_size_bytes
             ),
@@ -197,12 +218,16 @@ def _locations(values: Mapping[str, Any], prefix: Location = ()) -> Iterator[Loc
         yield (*prefix, key)
         if isinstance(value, Mapping):
             yield from _locations(value, (*prefix, key))
+        elif isinstance(value, list):  # of tables, or of plain values
+            for place, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from _locations(item, (*prefix, key, str(place)))
 
 
 def _explain(fault: dict[str, Any], lines: Mapping[Location, int], file: Path | None) -> str:
     location: Location = tuple(part for part in fault["loc"] if isinstance(part, str))
     name = ".".join(location)
-    row = lines.get(location)
+    row = lines.get(tuple(str(part) for part in fault["loc"]), lines.get(location))
     where = f"{file}:{row}: " if row is not None else ""
     if fault["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -218,5 +243,6 @@ def _explain(fault: dict[str, Any], lines: Mapping[Location, int], file: Path | 
 def _known_keys(parents: Location) -> list[str]:
     model: Any = StudyConfig
     for parent in parents:
-        model = model.model_fields[parent].annotation
+        annotation = model.model_fields[parent].annotation
+        model = next(iter(get_args(annotation)), annotation)  # a list of tables, or a table
     return sorted(model.model_fields)

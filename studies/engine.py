@@ -19,6 +19,7 @@ from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
 from ..search.compression.calibration import CalibrationMethod
 from ..search.compression.compressor import CompressionSettings, Compressor
+from ..search.guided import GuidedSampler
 from ..search.objective import Objective
 from ..search.samplers import make_sampler
 from ..search.space import SearchSpace, SpaceSettings
@@ -31,6 +32,7 @@ from .checks import (
 )
 from .config import StudyConfig
 from .errors import StudyError
+from .guide import Guide
 from .observer import Observer, StopSignal
 from .records import StudyRecord, StudySettings
 from .storage import (
@@ -66,7 +68,7 @@ def run_study(
     """
     observer, stop = observer or Observer(), stop or StopSignal()
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
-    wanted = _describe(config, check_profile(config))
+    wanted = describe_study(config, check_profile(config))
     check_task_bounds(config)
     check_settings(wanted.settings)
     storage = open_storage(config.storage)
@@ -89,7 +91,7 @@ def run_study(
             run.task, run.compressor, worker, config.runtime, wanted.profile, Path(folder)
         ) as objective:
             with storage_errors(storage.url):
-                loop = run.loop(objective, observer, stop)
+                loop = run.loop(objective, observer, stop, config.trials)
                 observer.started(loop.refresh(), config.trials)
                 loop.run(config.trials, deadline)
     return read_study(storage, wanted.name)
@@ -105,7 +107,9 @@ class _Run:
     space: SearchSpace
     compressor: Compressor
 
-    def loop(self, objective: Objective, observer: Observer, stop: StopSignal) -> TrialLoop:
+    def loop(
+        self, objective: Objective, observer: Observer, stop: StopSignal, n_trials: int
+    ) -> TrialLoop:
         """Return the loop, ready to run: stale trials marked, the baseline built."""
         settings, name = self.record.settings, self.record.name
         # A resumed sampler must not repeat the draws of the run before it.
@@ -120,10 +124,19 @@ class _Run:
             observer.preparing("building the uncompressed model")
             assert baseline.latency_us is not None
             objective.use_baseline(load_model(self.record, baseline), baseline.latency_us)
-        return TrialLoop(study, self.storage, self.record, self.space, objective, observer, stop)
+        guide = None
+        if isinstance(sampler, GuidedSampler):
+            # Training each of the models whose outputs are compared would take very long.
+            quick = compressor_for(replace(settings, finetune_epochs=0), self.task, self.space)
+            guide = Guide(
+                self.storage, self.space, self.task, quick, objective, sampler, n_trials, observer
+            )
+        return TrialLoop(
+            study, self.storage, self.record, self.space, objective, observer, stop, guide
+        )
 
 
-def _describe(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
+def describe_study(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
     """Return the study that the options ask for, as far as it is known without its task."""
     spec = check_task_spec(config.task)
     settings = config.settings()
@@ -157,10 +170,10 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     check_task(task)
     check_constraints(settings.constraints, metric_name=task.metric_name)
     space = SearchSpace.from_model(
-        task.model, task.example_input, wanted.profile, _space_settings(settings, wanted.profile)
+        task.model, task.example_input, wanted.profile, space_settings(settings, wanted.profile)
     )
     observer.preparing("exporting the model")
-    compressor = _compressor(settings, task, space)
+    compressor = compressor_for(settings, task, space)
     _check_smallest(settings, space, task)
     record = replace(
         wanted,
@@ -180,16 +193,25 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     return _Run(record, storage, task, space, compressor)
 
 
-def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
+def space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
+    """Return what a study may change on a device."""
     return SpaceSettings(
         max_pruning_ratio=settings.max_pruning_ratio,
         weight_bits=settings.weight_bits,
         activation_bits=settings.activation_bits or profile.activation_bits,
         include_float=settings.include_float,
+        rules=settings.rules,
+        exclude=settings.exclude,
+        tie=settings.tie,
     )
 
 
-def _compressor(settings: StudySettings, task: Task, space: SearchSpace) -> Compressor:
+def compressor_for(settings: StudySettings, task: Task, space: SearchSpace) -> Compressor:
+    """Return what makes a study's models.
+
+    Raises:
+        StudyError: If the settings do not fit the task.
+    """
     epochs = settings.finetune_epochs
     chosen = CompressionSettings(
         finetune_epochs=task.finetune_epochs if epochs is None else epochs
@@ -206,7 +228,7 @@ def _compressor(settings: StudySettings, task: Task, space: SearchSpace) -> Comp
 def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> None:
     if settings.constraints.max_size_bytes is None:
         return
-    compressor = _compressor(replace(settings, finetune_epochs=0), task, space)
+    compressor = compressor_for(replace(settings, finetune_epochs=0), task, space)
     # The least that is asked for has the smallest option of each choice nearest to it.
     smallest = compressor.compress(space.uniform(0, 0, pruning_ratio=1.0))
     check_constraints(

@@ -46,6 +46,8 @@ def describe_trial(trial: TrialRecord, study: StudyRecord) -> str:
     name = f"trial {trial.number}"
     if trial.state == "failed":
         return f"{name} failed: {_first_line(trial.error)}"
+    if trial.state == "stopped early":
+        return f"{name} stopped early: {_first_line(trial.error)}"
     if trial.state != "complete":
         return f"{name} is {trial.state}"
     accuracy, size_bytes, latency_us = trial.values

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
 from ..search.pareto import is_pareto_optimal
+from ..search.rules import LayerRule
 
-STATES = ("complete", "failed", "running", "duplicate")
+STATES = ("complete", "stopped early", "failed", "running", "duplicate")
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
@@ -65,7 +67,7 @@ class StudySettings:
 
     seed: int = 0
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     data_dir: str | None = None  # where the task reads its data; None: the task's default
     calibration: str = "default"
     finetune_epochs: int | None = None  # None: the task's own default
@@ -73,6 +75,10 @@ class StudySettings:
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
     include_float: bool = True
+    early_stopping: bool = True
+    exclude: tuple[str, ...] = ()
+    tie: str | tuple[tuple[str, ...], ...] = "layer"
+    rules: tuple[LayerRule, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
 
 
@@ -97,6 +103,8 @@ class TrialRecord:
     seconds: float | None = None
     model_file: str | None = None
     is_feasible: bool = False
+    layer_times: LayerTimes | None = None
+    predicted_latency_us: float | None = None  # by the latency model, before it was measured
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -110,13 +118,15 @@ class TrialRecord:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trial has a result of its own: a measure, or a failure of its candidate.
+        """Whether the trial has a result of its own.
+
+        That is a measure, what was enough to give it up, or a failure of its candidate.
 
         One that was interrupted, or repeats another trial, has none.
         """
         if self.state == "failed":
             return self.error is not None and not self.error.startswith(INTERRUPTED)
-        return self.state == "complete"
+        return self.state in ("complete", "stopped early")
 
     @property
     def values(self) -> tuple[float, float, float]:

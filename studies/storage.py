@@ -24,10 +24,12 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
+from ..search.rules import LayerRule
 from .records import Constraints, StudyRecord, StudySettings, TrialRecord
 
 if TYPE_CHECKING:
@@ -37,7 +39,20 @@ DEFAULT_STORAGE = "sqlite:///paredown.db"
 MODELS_DIR_VARIABLE = "PAREDOWN_MODELS"
 META_KEY = "paredown"
 META_VERSION = 1
-MEASURES = ("accuracy", "size_bytes", "latency_us", "latency_spread_us", "seconds")
+MEASURES = (
+    "accuracy",
+    "size_bytes",
+    "latency_us",
+    "latency_spread_us",
+    "seconds",
+    "predicted_latency_us",
+)
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped early",  # pruning is of channels here
+    TrialState.FAIL: "failed",
+}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -245,17 +260,17 @@ def trial_id_of(storage: BaseStorage, study_name: str, number: int) -> int:
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return Optuna's trial as a record."""
     attrs = trial.user_attrs
-    state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(
-        trial.state, "running"
-    )
+    state = _STATES.get(trial.state, "running")
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")
+    times = attrs.get("layer_times")
     return TrialRecord(
         number=trial.number,
         state=state,
         candidate=None if candidate is None else Candidate.from_json(candidate),
         latency=None if latency is None else Latency.from_json(latency),
+        layer_times=None if times is None else LayerTimes.from_json(times),
         error=attrs.get("error"),
         is_baseline=bool(attrs.get("is_baseline", False)),
         model_file=attrs.get("model_file"),
@@ -311,11 +326,18 @@ def _describe(record: StudyRecord) -> dict[str, object]:
 
 def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
     values = dict(settings)
-    for name in ("weight_bits", "activation_bits"):
+    for name in ("weight_bits", "activation_bits", "exclude"):
         if values.get(name) is not None:
             values[name] = tuple(values[name])
+    if not isinstance(values.get("tie", ""), str):
+        values["tie"] = tuple(tuple(patterns) for patterns in values["tie"])
+    values["rules"] = tuple(_rule_from_json(rule) for rule in values.get("rules", ()))
     values["constraints"] = Constraints(**values["constraints"])
     return StudySettings(**values)
+
+
+def _rule_from_json(rule: Mapping[str, Any]) -> LayerRule:
+    return LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
 
 
 def _check_sqlite_file(path: Path, must_exist: bool) -> None:

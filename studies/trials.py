@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from optuna.trial import TrialState
 
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
+from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
+from ..search.guided import ESTIMATES_KEY
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
@@ -33,12 +36,35 @@ UNIFORM_BITS = (8, 7, 4)
 class Evaluator(Protocol):
     """Measures candidates; `Objective` does, and the tests have one that pretends."""
 
-    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
-        """Measure one candidate, telling `report` which step begins."""
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
+    ) -> Evaluation:
+        """Measure one candidate, telling `report` which step begins, until the gate closes."""
         ...
 
     def discard(self, evaluation: Evaluation) -> None:
         """Delete the files of an evaluation."""
+        ...
+
+
+class TrialGuide(Protocol):
+    """Learns about the space and from trials; `Guide` does."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` was called."""
+        ...
+
+    def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
+        """Learn about the space; return candidates to begin with."""
+        ...
+
+    def learn(self, record: StudyRecord) -> None:
+        """Learn from the trials that have ended."""
+        ...
+
+    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
+        """Return the expected latency and its deviation, None where nothing is known."""
         ...
 
 
@@ -56,6 +82,7 @@ class TrialLoop:
         objective: Evaluates candidates.
         observer: Told what happens.
         stop: Tells when to end.
+        guide: Leads the sampler, if it is one that can be led.
     """
 
     def __init__(
@@ -67,6 +94,7 @@ class TrialLoop:
         objective: Evaluator,
         observer: Observer,
         stop: StopSignal,
+        guide: TrialGuide | None = None,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -75,7 +103,8 @@ class TrialLoop:
         self._objective = objective
         self._observer = observer
         self._stop = stop
-        self._planned = planned_candidates(space)
+        self._guide = guide
+        self._planned = list(planned_candidates(space))
         self._rng = np.random.default_rng([record.settings.seed, len(record.trials)])
         self._n_repeats = 0
         self._n_failures = 0
@@ -96,11 +125,21 @@ class TrialLoop:
                 if deadline is not None and time.monotonic() >= deadline:
                     self._observer.message("The time limit is reached.")
                     return
+                self._use_guide()
                 if not self._run_trial():
                     self._observer.message(
                         "Every candidate that could be found in the search space is evaluated."
                     )
                     return
+
+    def _use_guide(self) -> None:
+        """Let the guide learn; what it advises is tried before the sampler is asked."""
+        if self._guide is None or self._record.baseline is None:
+            return
+        if self._guide.is_ready:
+            self._guide.learn(self._record)
+        else:
+            self._planned += self._guide.prepare(self._record)
 
     def refresh(self) -> StudyRecord:
         """Read the trials again: another process may run some of the same study."""
@@ -129,10 +168,16 @@ class TrialLoop:
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
         start = time.monotonic()
+        expected = self._guide.predict_latency_us(candidate) if self._guide is not None else None
         try:
             evaluation = self._objective.evaluate(
-                candidate, lambda step: self._observer.trial_step(trial.number, step)
+                candidate,
+                lambda step: self._observer.trial_step(trial.number, step),
+                self._gate(candidate, expected),
             )
+        except StoppedEarly as outcome:
+            self._give_up(trial, candidate, outcome, start)
+            return True
         except KeyboardInterrupt:
             self._fail(trial, candidate, INTERRUPTED, start)
             raise
@@ -145,9 +190,55 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start)
+            self._complete(trial, evaluation, start, expected and expected[0])
         self._n_failures = 0
         return True
+
+    def _gate(self, candidate: Candidate, expected: tuple[float, float] | None) -> Gate | None:
+        """Return what a candidate is compared with; what every study begins with runs whole."""
+        record = self._record
+        settings = record.settings
+        if not settings.early_stopping or candidate in planned_candidates(self._space):
+            return None
+        least = 0.0
+        if expected is not None:
+            least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
+        bounds = settings.constraints
+        sign = -1.0 if record.higher_is_better else 1.0
+        front = record.front()
+        return Gate(
+            costs=record.costs(front),
+            numbers=[other.number for other in front],
+            limits=(
+                math.inf if bounds.min_accuracy is None else sign * bounds.min_accuracy,
+                bounds.max_size_bytes or math.inf,
+                bounds.max_latency_us or math.inf,
+            ),
+            higher_is_better=record.higher_is_better,
+            latency_us=least,
+        )
+
+    def _give_up(
+        self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, start: float
+    ) -> None:
+        """Write down what is known of a candidate that is measured no further."""
+        accuracy, size_bytes, latency_us = outcome.estimates
+        with self._stop.shield():
+            self._write(
+                trial,
+                {
+                    "candidate": candidate.to_json(),
+                    "error": outcome.reason,
+                    ESTIMATES_KEY: list(outcome.estimates),
+                    "accuracy": accuracy,
+                    "size_bytes": None if size_bytes is None else round(size_bytes),
+                    "latency_us": latency_us,
+                    "seconds": time.monotonic() - start,
+                },
+            )
+            self._study.tell(trial, state=TrialState.PRUNED)
+            self._report(trial.number)
+        self._n_failures = 0
 
     def _known(self) -> dict[str, TrialRecord]:
         """Return the trials whose result is known, by the candidate's digest."""
@@ -186,7 +277,10 @@ class TrialLoop:
         )
         return self._space.params(self._space.uniform(32) if is_outside else candidate)
 
-    def _complete(self, trial: optuna.Trial, evaluation: Evaluation, start: float) -> None:
+    def _complete(
+        self, trial: optuna.Trial, evaluation: Evaluation, start: float, expected: float | None
+    ) -> None:
+        times = evaluation.layer_times
         attributes = {
             "candidate": evaluation.candidate.to_json(),
             "accuracy": evaluation.accuracy,
@@ -194,6 +288,8 @@ class TrialLoop:
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
             "latency": evaluation.latency.to_json(),
+            "layer_times": None if times is None else times.to_json(),
+            "predicted_latency_us": expected,
             "is_baseline": evaluation.candidate == self._space.baseline(),
             "model_file": save_model(self._storage, trial, evaluation.model),
             "seconds": time.monotonic() - start,

@@ -94,7 +94,8 @@ def lower_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
         groups=node.get("group", 1),
     )
     top, left, _, _ = conv_pads(low.graph, node)
-    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), (n, ho, wo))
+    size = (n, ho, wo)
+    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), size, node.proto.name)
     return _lower_layer(low, layer, sink)
 
 
@@ -123,7 +124,8 @@ def _lower_linear(
     geometry = ConvGeometry(ic=ic, icp=ic, oc=oc, kernel=(1, 1))
     weights = replace(weights, values=weights.values[:, :, None, None])
     rows = int(np.prod(shape[:-1], dtype=np.int64))
-    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), (1, 1, rows))
+    size = (1, 1, rows)
+    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), size, node.proto.name)
     return _lower_layer(low, layer, sink)
 
 
@@ -138,6 +140,7 @@ class _Layer:
         bias: Reals.
         pads: Top and left padding.
         size: Batch, height and width of the output.
+        name: Name of the node.
     """
 
     data: str
@@ -146,6 +149,7 @@ class _Layer:
     bias: NDArray[np.float64]
     pads: tuple[int, int]
     size: tuple[int, int, int]
+    name: str
 
 
 def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
@@ -161,7 +165,9 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     placed = (source, layer.pads, output, sink, threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
-        return low.call_layer(ConvLayer(geometry, weights.reals, bias, factor, *placed))
+        return low.call_layer(
+            ConvLayer(geometry, weights.reals, bias, factor, *placed, name=layer.name)
+        )
     unit = source.scale * weights.scale.astype(np.float64)
     target = sink.scale if sink.accumulates_in_steps else 1.0
     if sink.own is not None:
@@ -171,7 +177,9 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     zero_sum = weights.values.astype(np.int64).sum((1, 2, 3)) * source.zero_point
     fraction = None if rest is None else (rest / target).astype(np.float32)
     bias = (whole - zero_sum).astype(np.int32)
-    return low.call_layer(ConvLayer(geometry, weights.values, bias, factor, *placed, fraction))
+    return low.call_layer(
+        ConvLayer(geometry, weights.values, bias, factor, *placed, fraction, layer.name)
+    )
 
 
 def _work(geometry: ConvGeometry, output: Image, weights: Weights) -> float:

@@ -63,6 +63,7 @@ class ConvLayer:
         sink: What is stored.
         threads: Threads that share the work.
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
+        name: Name of the graph's node.
     """
 
     geometry: ConvGeometry
@@ -75,6 +76,7 @@ class ConvLayer:
     sink: Sink
     threads: int
     fraction: NDArray[np.float32] | None = None
+    name: str = ""
     _runs: dict[tuple[int, bool], NDArray[np.int32]] = field(default_factory=dict)
 
     @property

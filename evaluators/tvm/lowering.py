@@ -85,6 +85,7 @@ class Lowering:
         self._rows: dict[str, Image] = {}
         self._own: set[str] = set()  # tensors that own kernels make
         self._own_rows: set[str] = set()  # those of four dimensions that are no NCHW images
+        self._layers: list[tuple[str, str]] = []
         for node in graph:
             if self._has_row_kernel(node):
                 self._own_rows.add(node.output)
@@ -117,7 +118,8 @@ class Lowering:
             TensorSpec(label, graph.shape(name), graph.dtype(name))
             for label, name in zip(output_names, graph.outputs, strict=True)
         ]
-        return Signature(tuple(inputs), tuple(outputs), self._profile.features)
+        layers = tuple(self._layers)
+        return Signature(tuple(inputs), tuple(outputs), self._profile.features, layers)
 
     # ---- the two forms of a tensor
 
@@ -326,6 +328,7 @@ class Lowering:
     def call_layer(self, layer: ConvLayer) -> Image:
         """Emit a convolution or linear layer."""
         call = layer.call(self._chooser.choose(layer))
+        self._layers.append((call.kernel.symbol, layer.name))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
         weights, *constants, ints, floats = call.constants
         if call.weights is not None:

@@ -23,11 +23,13 @@ class Signature:
     Attributes:
         inputs, outputs: Tensors of the network, in order.
         features: CPU flags, as Linux names them, that the code executes.
+        layers: Kernel and name of each layer, in the order in which they run.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...]
+    layers: tuple[tuple[str, str], ...] = ()
 
 
 def add_signature(builder: Any, signature: Signature) -> None:
@@ -43,7 +45,10 @@ def read_signature(machine: Any) -> Signature:
     """Return the signature of a library that was loaded into a `relax.VirtualMachine`."""
     values = json.loads(machine[_FUNCTION]().numpy().tobytes())
     return Signature(
-        _specs(values["inputs"]), _specs(values["outputs"]), tuple(values["features"])
+        _specs(values["inputs"]),
+        _specs(values["outputs"]),
+        tuple(values["features"]),
+        tuple((kernel, name) for kernel, name in values.get("layers", ())),
     )
 
 

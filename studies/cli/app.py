@@ -10,12 +10,14 @@ import typer
 
 from ...hw_profiles.errors import ParedownError
 from .cache import cache_app
+from .explain import explain
 from .export import export
 from .front import front
 from .measure import measure
 from .profiles import profiles_app
 from .report import report
 from .search import search
+from .space import space
 from .verify import verify
 
 FAILED = 1
@@ -30,9 +32,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(space)
 app.command()(search)
 app.command()(front)
 app.command()(report)
+app.command()(explain)
 app.command()(export)
 app.command()(verify)
 app.command()(measure)

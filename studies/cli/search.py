@@ -60,7 +60,14 @@ def search(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="tpe, nsga2, nsga3, gp, qmc or random (tpe)."),
+        typer.Option(metavar="NAME", help="guided, tpe, nsga2, nsga3, gp, qmc, random (guided)."),
+    ] = None,
+    early_stopping: Annotated[
+        bool | None,
+        typer.Option(
+            "--early-stopping/--whole-trials",
+            help="Give a candidate up as soon as it cannot reach the front any more (default).",
+        ),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
@@ -68,6 +75,13 @@ def search(
     finetune_epochs: Annotated[
         int | None,
         typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
+    ] = None,
+    tie: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that stay as they are; may be repeated."),
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Least accuracy of a feasible trial.")
@@ -106,8 +120,10 @@ def search(
             "data": None if data is None else str(data),
             "runtime": runtime,
             "sampler": sampler,
+            "early_stopping": early_stopping,
             "calibration": calibration,
             "finetune_epochs": finetune_epochs,
+            "space": {"tie": tie, "exclude": exclude or None},
             "constraints": {
                 "min_accuracy": min_accuracy,
                 "max_latency_us": max_latency_us,

@@ -9,6 +9,7 @@ import pytest
 
 from paredown.evaluators.measurement import EvaluationError, Latency
 from paredown.search.candidate import Candidate
+from paredown.search.early_stopping import Gate, StoppedEarly
 from paredown.search.objective import Evaluation
 from paredown.search.space import LayerInfo, PruningGroup, SearchSpace
 from paredown.studies.errors import StudyError
@@ -38,9 +39,13 @@ class TimedEvaluator:
         self.seen: list[Candidate] = []
         self.errors: dict[int, BaseException] = {}
         self.always: BaseException | None = None
+        self.gates: list[Gate | None] = []
 
-    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
+    ) -> Evaluation:
         report("measuring")
+        self.gates.append(gate)
         self.seen.append(candidate)
         time.sleep(self.pause_s)
         error = self.errors.get(len(self.seen) - 1, self.always)
@@ -324,3 +329,39 @@ def test_killed_study_resumes_without_loss(bench: Bench, tmp_path: Path) -> None
     for trial in record.complete:
         assert trial.model_file is not None
         assert (tmp_path / "paredown-models" / trial.model_file).read_bytes() == b"model"
+
+
+# ---- early stopping
+
+
+def test_candidates_meet_a_gate_with_the_front(bench: Bench) -> None:
+    record = bench.run(8)
+
+    assert bench.evaluator.gates[:4] == [None] * 4  # the baseline and the uniform widths
+    gate = bench.evaluator.gates[5]
+    assert gate is not None
+    assert set(gate.numbers) <= {0, 1, 2, 3, 4}
+    assert gate.costs.tolist() == record.costs(record.trial(n) for n in gate.numbers).tolist()
+
+
+def test_what_is_known_of_a_stopped_candidate_is_kept(bench: Bench) -> None:
+    bench.evaluator.errors[5] = StoppedEarly("trial 3 is better", (0.5, 1000.0, None))
+    record = bench.run(7)
+
+    trial = record.trial(5)
+    assert trial.state == "stopped early"
+    assert trial.is_finished
+    assert (trial.accuracy, trial.size_bytes, trial.latency_us) == (0.5, 1000, None)
+    assert trial.error == "trial 3 is better"
+    assert trial.candidate == bench.evaluator.seen[5]
+    assert record.n_finished == 7
+    assert len(record.complete) == 6
+    study = optuna.load_study(study_name="digits", storage=bench.storage)
+    assert study.trials[5].state is optuna.trial.TrialState.PRUNED
+
+
+def test_whole_trials_on_request(tmp_path: Path, new_record: NewRecord) -> None:
+    bench = Bench(tmp_path, new_record([], settings=StudySettings(early_stopping=False)))
+    bench.run(6)
+
+    assert bench.evaluator.gates == [None] * 6
