@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluators.task import Data
+from ..evaluators.task import Augment, Data
 from ..hw_profiles.errors import ParedownError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 Report = Callable[[str], None]
 
 _WARMUP_SHARE = 0.1  # of all steps
@@ -98,7 +97,7 @@ def train(
     if not n_steps:
         return
     update = _make_optimizer(module, optimizer, lr, weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(update, lambda step: _rate(step, n_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(update, lambda step: learning_rate(step, n_steps))
     generator = torch.Generator().manual_seed(seed)
 
     def run_epoch() -> float:
@@ -118,14 +117,15 @@ def train(
         for epoch in range(1, epochs + 1):
             start = time.monotonic()
             mean = run_epoch()
-            _check_loss(mean, epoch, lr)
+            check_loss(mean, epoch, lr)
             if report is not None:
                 seconds = time.monotonic() - start
                 report(f"epoch {epoch} of {epochs}: loss {mean:.4f}, {seconds:.1f} s")
     module.eval()
 
 
-def _check_loss(loss: float, epoch: int, lr: float) -> None:
+def check_loss(loss: float, epoch: int, lr: float) -> None:
+    """Raise a `TrainingError` unless the loss is finite."""
     if not math.isfinite(loss):
         raise TrainingError(
             f"The loss must stay finite, but is {loss} in epoch {epoch} with a learning rate of "
@@ -133,7 +133,8 @@ def _check_loss(loss: float, epoch: int, lr: float) -> None:
         )
 
 
-def _rate(step: int, n_steps: int) -> float:
+def learning_rate(step: int, n_steps: int) -> float:
+    """Return the share of the largest learning rate that a step has: a rise, then a cosine."""
     warmup = max(1, int(_WARMUP_SHARE * n_steps))
     if step < warmup:
         return (step + 1) / warmup

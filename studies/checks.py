@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from ..evaluators.runtimes import get_runtime, require_installed
+from ..evaluators.task import Task
 from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.compression.calibration import CalibrationMethod
 from ..search.samplers import make_sampler
 from .config import StudyConfig
 from .errors import StudyError
-from .records import Constraints, StudyRecord, StudySettings
+from .records import ACCURACY_MODES, Constraints, StudyRecord, StudySettings
 from .tasks import BUILTIN_TASKS
 
 # Fields of a profile that describe it without changing what is measured.
@@ -45,7 +46,8 @@ def check_settings(settings: StudySettings) -> None:
     """Check the names among the settings.
 
     Raises:
-        ParedownError: If the sampler or the calibration method is unknown.
+        ParedownError: If the sampler, the calibration method or the mode is unknown, or epochs
+            are given that the mode has no use for.
     """
     try:
         make_sampler(settings.sampler, settings.seed)
@@ -56,6 +58,44 @@ def check_settings(settings: StudySettings) -> None:
         raise StudyError(
             f"`calibration` must be one of {', '.join(methods)}, but got '{settings.calibration}'."
         )
+    if settings.accuracy not in ("default", *ACCURACY_MODES):
+        raise StudyError(
+            f"`accuracy` must be one of {', '.join(ACCURACY_MODES)}, but got "
+            f"'{settings.accuracy}'."
+        )
+    for name, mode in (("shared_epochs", "shared"), ("finetune_epochs", "finetune")):
+        if getattr(settings, name) and settings.accuracy not in ("default", mode):
+            raise StudyError(
+                f"`{name}` goes with `accuracy` '{mode}', but that is '{settings.accuracy}'. "
+                f"Leave one of the two out."
+            )
+    if settings.shared_epochs and settings.finetune_epochs:
+        raise StudyError(
+            "`shared_epochs` and `finetune_epochs` belong to different ways to train. Leave one "
+            "of the two out."
+        )
+
+
+def accuracy_mode(settings: StudySettings, task: Task) -> str:
+    """Return where the weights of a study's candidates come from: one of `ACCURACY_MODES`.
+
+    Raises:
+        StudyError: If that needs training data and the task has none.
+    """
+    mode = settings.accuracy
+    if mode == "default":
+        if settings.finetune_epochs is not None:
+            mode = "finetune" if settings.finetune_epochs else "ptq"
+        elif settings.shared_epochs is not None or task.train is not None:
+            mode = "shared"
+        else:
+            mode = "ptq"
+    if mode != "ptq" and task.train is None:
+        raise StudyError(
+            f"`accuracy` '{mode}' needs data to train on, but task '{task.name}' has none. Set "
+            "`Task.train`, or use '--accuracy ptq'."
+        )
+    return mode
 
 
 def check_constraints(

@@ -61,6 +61,8 @@ class StudyConfig(BaseModel):
     sampler: str = "tpe"
     data: str | None = None
     calibration: str | None = None
+    accuracy: str | None = None
+    shared_epochs: int | None = Field(default=None, ge=1)
     finetune_epochs: int | None = Field(default=None, ge=0)
     constraints: ConstraintOptions = ConstraintOptions()
     space: SpaceOptions = SpaceOptions()
@@ -81,6 +83,8 @@ class StudyConfig(BaseModel):
             sampler=self.sampler,
             data_dir=self.data,
             calibration=self.calibration or "default",
+            accuracy=self.accuracy or "default",
+            shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,

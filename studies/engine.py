@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,12 +15,17 @@ from torch import Tensor
 from ..evaluators.task import Task, check_task
 from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
+from ..search.checkpoint import check_writable, digest_tensors
 from ..search.compression.calibration import CalibrationMethod
 from ..search.compression.compressor import CompressionSettings, Compressor
+from ..search.compression.sandwich import SharedSettings
+from ..search.compression.shared import SharedNetwork
+from ..search.compression.shared_cache import shared_network
 from ..search.objective import Objective
 from ..search.samplers import make_sampler
 from ..search.space import SearchSpace, SpaceSettings
 from .checks import (
+    accuracy_mode,
     check_constraints,
     check_profile,
     check_same_study,
@@ -43,6 +46,7 @@ from .storage import (
     storage_errors,
 )
 from .tasks import BUILTIN_TASKS, check_task_spec, load_task
+from .tasks.cache import CACHE_VARIABLE, cache_dir
 from .trials import TrialLoop, mark_interrupted
 
 
@@ -177,6 +181,9 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     else:
         create_study(storage, record)
         record = read_study(storage, record.name)
+    if accuracy_mode(settings, task) == "shared":
+        shared = _shared_network(settings, task, space, observer)
+        compressor = _compressor(settings, task, space, shared)
     return _Run(record, storage, task, space, compressor)
 
 
@@ -189,24 +196,37 @@ def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceS
     )
 
 
-def _compressor(settings: StudySettings, task: Task, space: SearchSpace) -> Compressor:
-    epochs = settings.finetune_epochs
-    chosen = CompressionSettings(
-        finetune_epochs=task.finetune_epochs if epochs is None else epochs
-    )
+def _compressor(
+    settings: StudySettings, task: Task, space: SearchSpace, shared: SharedNetwork | None = None
+) -> Compressor:
+    epochs = 0
+    if accuracy_mode(settings, task) == "finetune":
+        epochs = settings.finetune_epochs or task.finetune_epochs or 1
+    chosen = CompressionSettings(finetune_epochs=epochs)
     if settings.calibration != "default":
         # `check_settings` has seen the name.
         chosen = replace(chosen, calibration=cast(CalibrationMethod, settings.calibration))
     try:
-        return Compressor(task, space, chosen, settings.seed)
+        return Compressor(task, space, chosen, settings.seed, shared)
     except ValueError as error:
         raise StudyError(str(error)) from error
+
+
+def _shared_network(
+    settings: StudySettings, task: Task, space: SearchSpace, observer: Observer
+) -> SharedNetwork:
+    folder = cache_dir() / "shared"
+    check_writable(folder, CACHE_VARIABLE)
+    chosen = SharedSettings(epochs=settings.shared_epochs)
+    # The study's seed leaves the network as it is, so that all studies of a task share it.
+    return shared_network(task, space, chosen, folder=folder, report=observer.preparing)
 
 
 def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> None:
     if settings.constraints.max_size_bytes is None:
         return
-    compressor = _compressor(replace(settings, finetune_epochs=0), task, space)
+    untrained = replace(settings, accuracy="ptq", finetune_epochs=None, shared_epochs=None)
+    compressor = _compressor(untrained, task, space)
     # The least that is asked for has the smallest option of each choice nearest to it.
     smallest = compressor.compress(space.uniform(0, 0, pruning_ratio=1.0))
     check_constraints(
@@ -219,22 +239,14 @@ def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> 
 def digest_task(task: Task) -> str:
     """Return 16 hexadecimal digits that change with the task's weights and its data."""
     weights = {f"model.{name}": tensor for name, tensor in task.model.state_dict().items()}
-    return _digest({**weights, "calibration": task.calibration, **_validation(task)})
+    return digest_tensors({**weights, "calibration": task.calibration, **_validation(task)})
 
 
 def digest_validation(task: Task) -> str:
     """Return 16 hexadecimal digits that change with the task's validation data."""
-    return _digest(_validation(task))
+    return digest_tensors(_validation(task))
 
 
 def _validation(task: Task) -> dict[str, Tensor]:
     data = task.validation
     return {"validation.inputs": data.inputs, "validation.targets": data.targets}
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-    return digest.hexdigest()[:16]

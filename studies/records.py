@@ -14,6 +14,8 @@ from ..search.candidate import Candidate
 from ..search.pareto import is_pareto_optimal
 
 STATES = ("complete", "failed", "running", "duplicate")
+ACCURACY_MODES = ("shared", "finetune", "ptq")
+"""Weights of candidates: slices of one network, trained for each, or rounded without training."""
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
@@ -68,6 +70,8 @@ class StudySettings:
     sampler: str = "tpe"
     data_dir: str | None = None  # where the task reads its data; None: the task's default
     calibration: str = "default"
+    accuracy: str = "default"  # where weights come from: one of `ACCURACY_MODES`
+    shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile

@@ -44,6 +44,22 @@ class _RoundWeight(torch.autograd.Function):
         return grad * inside, (grad * slope).sum(dim=axes, keepdim=True), None
 
 
+def round_weight(weight: Tensor, scale: Tensor, top: int) -> Tensor:
+    """Round a weight to `scale * k` for whole `k` from `-top` to `top`.
+
+    Args:
+        weight: The weight.
+        scale: Broadcasts with it.
+        top: The largest integer.
+
+    Returns:
+        The rounded weight; gradients pass straight to the weight where it is not clipped, and to
+        the scale as in LSQ.
+    """
+    result: Tensor = _RoundWeight.apply(weight, scale, top)  # type: ignore[no-untyped-call]  # torch's
+    return result
+
+
 @dataclass(frozen=True)
 class _IntegerLayer:
     node: str
@@ -112,8 +128,7 @@ class QuantizedTraining(nn.Module):
         for layer in self._layers:
             weight = self._weight(layer)
             scale = along(self._scale(layer), layer.axis, weight.ndim)
-            rounded = _RoundWeight.apply(weight, scale, layer.top)  # type: ignore[no-untyped-call]  # torch's
-            weights[f"{layer.node}.weight"] = rounded
+            weights[f"{layer.node}.weight"] = round_weight(weight, scale, layer.top)
         return self._graph.run(inputs, weights)
 
     def _weight(self, layer: _IntegerLayer) -> Tensor:

@@ -65,9 +65,20 @@ def search(
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
     ] = None,
+    accuracy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="Weights of trials: shared (cut out of one trained network), finetune (trained "
+            "for each) or ptq (no training); default: shared where the task has training data.",
+        ),
+    ] = None,
+    shared_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the shared network's training.")
+    ] = None,
     finetune_epochs: Annotated[
         int | None,
-        typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
+        typer.Option(min=0, help="Epochs of each trial in mode finetune; default: the task's."),
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Least accuracy of a feasible trial.")
@@ -107,6 +118,8 @@ def search(
             "runtime": runtime,
             "sampler": sampler,
             "calibration": calibration,
+            "accuracy": accuracy,
+            "shared_epochs": shared_epochs,
             "finetune_epochs": finetune_epochs,
             "constraints": {
                 "min_accuracy": min_accuracy,

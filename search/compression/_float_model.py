@@ -1,0 +1,81 @@
+"""A pruned model in float, and what is learned about it once for all widths."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from onnx import ModelProto
+from torch import Tensor
+
+from ...evaluators.onnx_module import OnnxModule
+from ..candidate import Candidate
+from ._graph import initializers, layer_nodes, to_tensor
+from .calibration import Calibration, calibrate
+from .correction import correctable_layers
+from .quantization import LayerValues, activation_names, output_axis
+from .quantizer import weight_scales
+
+_BATCH_VALUES = 1 << 22  # input values of one calibration batch
+_MAX_BATCH = 256
+
+
+class FloatModel:
+    """A float graph with its calibration.
+
+    Args:
+        model: The graph.
+        inputs: What it is calibrated on.
+    """
+
+    def __init__(self, model: ModelProto, inputs: Tensor) -> None:
+        self.model = model
+        self.inputs = inputs
+        self._scales: dict[tuple[str, int, bool], Tensor] = {}
+
+    @cached_property
+    def module(self) -> OnnxModule:
+        """The graph in torch."""
+        return OnnxModule(self.model)
+
+    @cached_property
+    def batch(self) -> Tensor:
+        """The first of the samples, as many as run at once."""
+        return self.inputs[: batch_size(self.inputs[0])]
+
+    @cached_property
+    def correctable(self) -> dict[str, str]:
+        """The output tensor of each node whose bias can be corrected."""
+        return correctable_layers(self.model.graph)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Ranges of activations and moments of layers."""
+        names = activation_names(self.model.graph)
+        outputs = self.correctable.values()
+        return calibrate(self.module, self.inputs, names, outputs, len(self.batch))
+
+    def layer_values(self, candidate: Candidate, search: bool) -> dict[str, LayerValues]:
+        """Return the weight scales of the integer layers, searched once for each width."""
+        nodes = layer_nodes(self.model.graph)
+        floats: dict[str, Tensor] | None = None
+        values: dict[str, LayerValues] = {}
+        for name, choice in candidate.layers:
+            if choice.is_float:
+                continue
+            for node in nodes[name]:
+                key = node.name, choice.weight_bits, search
+                if key not in self._scales:
+                    if floats is None:
+                        floats = {
+                            k: to_tensor(v) for k, v in initializers(self.model.graph).items()
+                        }
+                    self._scales[key] = weight_scales(
+                        floats[node.input[1]], choice.weight_bits, output_axis(node), search=search
+                    )
+                values[node.name] = LayerValues(scale=self._scales[key])
+        return values
+
+
+def batch_size(sample: Tensor) -> int:
+    """Return how many samples of a size are run at once."""
+    return min(_MAX_BATCH, max(1, _BATCH_VALUES // sample.numel()))
