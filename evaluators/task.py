@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..hw_profiles.errors import ParedownError
-from .accuracy import Metric, evaluation_mode, top1_accuracy
+from .accuracy import Metric, evaluation_mode, predict, top1_accuracy
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -93,6 +93,19 @@ class Data:
                 f"All samples of a dataset must have one shape: {error}. "
                 "Resize or pad them in the dataset's transform."
             ) from error
+
+    @classmethod
+    def from_model(cls, model: nn.Module, inputs: Tensor) -> Data:
+        """Take a model's own outputs for targets: for samples without labels.
+
+        The metric then tells how true a candidate is to the model: `accuracy.top1_agreement` or
+        `accuracy.sqnr_db`.
+
+        Args:
+            model: The uncompressed model.
+            inputs: Shape `(n, ...)`.
+        """
+        return cls(inputs, predict(model, inputs).clone())
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ def read_checkpoint(path: Path) -> Any:
     """Return what `write_checkpoint` wrote, None if the file is missing or not whole."""
     try:
         checksum, _, content = path.read_bytes().partition(b"\n")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if hashlib.sha256(content).hexdigest().encode() != checksum:
         return None

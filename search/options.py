@@ -82,12 +82,14 @@ class SpaceSettings:
         weight_bits: Widths on offer; None stands for all that the profile has kernels for.
         activation_bits: Widths of activations on offer.
         include_float: Whether a layer may stay in floating point.
+        criterion: What decides which channels of a group go first: one of `criteria.CRITERIA`.
     """
 
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] = (8,)
     include_float: bool = True
+    criterion: str = "l2"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.max_pruning_ratio < 1.0:

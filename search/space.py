@@ -10,9 +10,11 @@ import numpy as np
 import optuna
 from torch import Tensor, nn
 
+from ..evaluators.task import Data
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import FLOAT_BITS, FLOAT_LAYER, Candidate, LayerChoice, digest_of
 from .compression.channels import ChannelGroup, find_channel_groups
+from .compression.criteria import make_criterion
 from .errors import SpaceError
 from .layers import trace_layers
 from .options import LayerInfo, PruningGroup, SpaceSettings, group_options, layer_options
@@ -45,6 +47,7 @@ class SearchSpace:
         example_input: Tensor,
         profile: HardwareProfile,
         settings: SpaceSettings | None = None,
+        data: Data | None = None,
     ) -> SearchSpace:
         """Find what can be pruned and quantized in a model.
 
@@ -53,13 +56,16 @@ class SearchSpace:
             example_input: One input, batch dimension first.
             profile: The device: it sets the channel multiple and the widths with kernels.
             settings: Limits of the search.
+            data: Samples with targets, for criteria of pruning that look at the loss.
 
         Returns:
             The space. It holds names and indices, not the model.
 
         Raises:
             SpaceError: If the model does not run, or a width has no kernel on the device.
-            PruningError: If the channels of the model cannot be followed.
+            PruningError: If the channels of the model cannot be followed, or the criterion needs
+                data and there are none.
+            ValueError: If the criterion is unknown.
         """
         settings = settings or SpaceSettings()
         traces = trace_layers(model, example_input)
@@ -71,7 +77,9 @@ class SearchSpace:
         layers = tuple(layer_options(trace, profile, settings) for trace in traces)
         if settings.max_pruning_ratio == 0.0:
             return cls((), layers)
-        found, unprunable = find_channel_groups(model, example_input, [t.name for t in traces])
+        criterion = make_criterion(settings.criterion, model, data)
+        names = [trace.name for trace in traces]
+        found, unprunable = find_channel_groups(model, example_input, names, criterion)
         groups: list[PruningGroup] = []
         plans: list[ChannelGroup] = []
         for plan in found:

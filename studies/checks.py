@@ -8,9 +8,9 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from ..evaluators.runtimes import get_runtime, require_installed
-from ..evaluators.task import Task
 from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.compression.calibration import CalibrationMethod
+from ..search.compression.criteria import CRITERIA
 from ..search.samplers import make_sampler
 from .config import StudyConfig
 from .errors import StudyError
@@ -46,8 +46,8 @@ def check_settings(settings: StudySettings) -> None:
     """Check the names among the settings.
 
     Raises:
-        ParedownError: If the sampler, the calibration method or the mode is unknown, or epochs
-            are given that the mode has no use for.
+        ParedownError: If the sampler, the calibration method, the mode or the criterion is
+            unknown, or epochs are given that the mode has no use for.
     """
     try:
         make_sampler(settings.sampler, settings.seed)
@@ -63,6 +63,10 @@ def check_settings(settings: StudySettings) -> None:
             f"`accuracy` must be one of {', '.join(ACCURACY_MODES)}, but got "
             f"'{settings.accuracy}'."
         )
+    if settings.criterion not in CRITERIA:
+        raise StudyError(
+            f"`criterion` must be one of {', '.join(CRITERIA)}, but got '{settings.criterion}'."
+        )
     for name, mode in (("shared_epochs", "shared"), ("finetune_epochs", "finetune")):
         if getattr(settings, name) and settings.accuracy not in ("default", mode):
             raise StudyError(
@@ -74,28 +78,6 @@ def check_settings(settings: StudySettings) -> None:
             "`shared_epochs` and `finetune_epochs` belong to different ways to train. Leave one "
             "of the two out."
         )
-
-
-def accuracy_mode(settings: StudySettings, task: Task) -> str:
-    """Return where the weights of a study's candidates come from: one of `ACCURACY_MODES`.
-
-    Raises:
-        StudyError: If that needs training data and the task has none.
-    """
-    mode = settings.accuracy
-    if mode == "default":
-        if settings.finetune_epochs is not None:
-            mode = "finetune" if settings.finetune_epochs else "ptq"
-        elif settings.shared_epochs is not None or task.train is not None:
-            mode = "shared"
-        else:
-            mode = "ptq"
-    if mode != "ptq" and task.train is None:
-        raise StudyError(
-            f"`accuracy` '{mode}' needs data to train on, but task '{task.name}' has none. Set "
-            "`Task.train`, or use '--accuracy ptq'."
-        )
-    return mode
 
 
 def check_constraints(

@@ -35,6 +35,7 @@ class SpaceOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    criterion: str = "l2"
     max_pruning_ratio: float = Field(default=0.75, ge=0, lt=1)
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -86,6 +87,7 @@ class StudyConfig(BaseModel):
             accuracy=self.accuracy or "default",
             shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
+            criterion=self.space.criterion,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,
             activation_bits=self.space.activation_bits,

@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import numpy as np
 from optuna.storages import RDBStorage
@@ -15,17 +14,12 @@ from torch import Tensor
 from ..evaluators.task import Task, check_task
 from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
-from ..search.checkpoint import check_writable, digest_tensors
-from ..search.compression.calibration import CalibrationMethod
+from ..search.checkpoint import digest_tensors
 from ..search.compression.compressor import CompressionSettings, Compressor
-from ..search.compression.sandwich import SharedSettings
-from ..search.compression.shared import SharedNetwork
-from ..search.compression.shared_cache import shared_network
 from ..search.objective import Objective
 from ..search.samplers import make_sampler
-from ..search.space import SearchSpace, SpaceSettings
+from ..search.space import SearchSpace
 from .checks import (
-    accuracy_mode,
     check_constraints,
     check_profile,
     check_same_study,
@@ -33,7 +27,6 @@ from .checks import (
     check_task_bounds,
 )
 from .config import StudyConfig
-from .errors import StudyError
 from .observer import Observer, StopSignal
 from .records import StudyRecord, StudySettings
 from .storage import (
@@ -46,8 +39,8 @@ from .storage import (
     storage_errors,
 )
 from .tasks import BUILTIN_TASKS, check_task_spec, load_task
-from .tasks.cache import CACHE_VARIABLE, cache_dir
 from .trials import TrialLoop, mark_interrupted
+from .weights import compression_settings, make_space, shared_weights
 
 
 def run_study(
@@ -160,11 +153,10 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     observer.preparing("checking the task")
     check_task(task)
     check_constraints(settings.constraints, metric_name=task.metric_name)
-    space = SearchSpace.from_model(
-        task.model, task.example_input, wanted.profile, _space_settings(settings, wanted.profile)
-    )
+    space = make_space(settings, task, wanted.profile)
+    chosen = compression_settings(settings, task)
     observer.preparing("exporting the model")
-    compressor = _compressor(settings, task, space)
+    compressor = Compressor(task, space, chosen, settings.seed)
     _check_smallest(settings, space, task)
     record = replace(
         wanted,
@@ -181,52 +173,14 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     else:
         create_study(storage, record)
         record = read_study(storage, record.name)
-    if accuracy_mode(settings, task) == "shared":
-        shared = _shared_network(settings, task, space, observer)
-        compressor = _compressor(settings, task, space, shared)
+    compressor.shared = shared_weights(settings, task, space, observer.preparing)
     return _Run(record, storage, task, space, compressor)
-
-
-def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
-    return SpaceSettings(
-        max_pruning_ratio=settings.max_pruning_ratio,
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits or profile.activation_bits,
-        include_float=settings.include_float,
-    )
-
-
-def _compressor(
-    settings: StudySettings, task: Task, space: SearchSpace, shared: SharedNetwork | None = None
-) -> Compressor:
-    epochs = 0
-    if accuracy_mode(settings, task) == "finetune":
-        epochs = settings.finetune_epochs or task.finetune_epochs or 1
-    chosen = CompressionSettings(finetune_epochs=epochs)
-    if settings.calibration != "default":
-        # `check_settings` has seen the name.
-        chosen = replace(chosen, calibration=cast(CalibrationMethod, settings.calibration))
-    try:
-        return Compressor(task, space, chosen, settings.seed, shared)
-    except ValueError as error:
-        raise StudyError(str(error)) from error
-
-
-def _shared_network(
-    settings: StudySettings, task: Task, space: SearchSpace, observer: Observer
-) -> SharedNetwork:
-    folder = cache_dir() / "shared"
-    check_writable(folder, CACHE_VARIABLE)
-    chosen = SharedSettings(epochs=settings.shared_epochs)
-    # The study's seed leaves the network as it is, so that all studies of a task share it.
-    return shared_network(task, space, chosen, folder=folder, report=observer.preparing)
 
 
 def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> None:
     if settings.constraints.max_size_bytes is None:
         return
-    untrained = replace(settings, accuracy="ptq", finetune_epochs=None, shared_epochs=None)
-    compressor = _compressor(untrained, task, space)
+    compressor = Compressor(task, space, CompressionSettings())
     # The least that is asked for has the smallest option of each choice nearest to it.
     smallest = compressor.compress(space.uniform(0, 0, pruning_ratio=1.0))
     check_constraints(

@@ -73,6 +73,7 @@ class StudySettings:
     accuracy: str = "default"  # where weights come from: one of `ACCURACY_MODES`
     shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
+    criterion: str = "l2"  # what decides which channels go first
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
@@ -101,6 +102,7 @@ class TrialRecord:
     seconds: float | None = None
     model_file: str | None = None
     is_feasible: bool = False
+    finetuned_from: int | None = None  # number of the trial whose candidate was trained on
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 from torch import Tensor
 
 from ...evaluators.onnx_module import OnnxModule
@@ -13,7 +13,8 @@ from ._graph import initializers, layer_nodes, to_tensor
 from .calibration import Calibration, calibrate
 from .correction import correctable_layers
 from .quantization import LayerValues, activation_names, output_axis
-from .quantizer import weight_scales
+from .quantizer import largest_integer, weight_scales
+from .rounding import input_grams, round_by_outputs
 
 _BATCH_VALUES = 1 << 22  # input values of one calibration batch
 _MAX_BATCH = 256
@@ -30,7 +31,7 @@ class FloatModel:
     def __init__(self, model: ModelProto, inputs: Tensor) -> None:
         self.model = model
         self.inputs = inputs
-        self._scales: dict[tuple[str, int, bool], Tensor] = {}
+        self._values: dict[tuple[str, int, bool, bool], LayerValues] = {}
 
     @cached_property
     def module(self) -> OnnxModule:
@@ -54,8 +55,22 @@ class FloatModel:
         outputs = self.correctable.values()
         return calibrate(self.module, self.inputs, names, outputs, len(self.batch))
 
-    def layer_values(self, candidate: Candidate, search: bool) -> dict[str, LayerValues]:
-        """Return the weight scales of the integer layers, searched once for each width."""
+    @cached_property
+    def grams(self) -> dict[str, Tensor]:
+        """Gram matrices of layers' inputs, by the names of their nodes."""
+        return input_grams(self.model.graph, self.module, self.batch)
+
+    def layer_values(
+        self, candidate: Candidate, *, search: bool, by_outputs: bool
+    ) -> dict[str, LayerValues]:
+        """Return scales and rounded weights of the integer layers, found once for each width.
+
+        Args:
+            candidate: Says which width each layer has.
+            search: Whether scales minimise the squared error or cover all weights.
+            by_outputs: Whether weights are rounded so that the outputs change least; else they
+                are left to be rounded to the nearest step.
+        """
         nodes = layer_nodes(self.model.graph)
         floats: dict[str, Tensor] | None = None
         values: dict[str, LayerValues] = {}
@@ -63,17 +78,26 @@ class FloatModel:
             if choice.is_float:
                 continue
             for node in nodes[name]:
-                key = node.name, choice.weight_bits, search
-                if key not in self._scales:
+                key = node.name, choice.weight_bits, search, by_outputs
+                if key not in self._values:
                     if floats is None:
                         floats = {
                             k: to_tensor(v) for k, v in initializers(self.model.graph).items()
                         }
-                    self._scales[key] = weight_scales(
-                        floats[node.input[1]], choice.weight_bits, output_axis(node), search=search
-                    )
-                values[node.name] = LayerValues(scale=self._scales[key])
+                    self._values[key] = self._rounded(node, floats[node.input[1]], *key[1:])
+                values[node.name] = self._values[key]
         return values
+
+    def _rounded(
+        self, node: NodeProto, weight: Tensor, bits: int, search: bool, by_outputs: bool
+    ) -> LayerValues:
+        axis = output_axis(node)
+        scale = weight_scales(weight, bits, axis, search=search)
+        gram = self.grams.get(node.name) if by_outputs else None
+        if gram is None:
+            return LayerValues(scale=scale)
+        top = largest_integer(bits)
+        return LayerValues(round_by_outputs(weight, scale, top, gram, axis), scale)
 
 
 def batch_size(sample: Tensor) -> int:

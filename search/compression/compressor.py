@@ -21,7 +21,7 @@ from ...evaluators.task import Data, Task
 from ..candidate import Candidate
 from ..layers import LAYER_TYPES
 from ..space import SearchSpace
-from ..training import default_loss, distillation_loss, train
+from ..training import Log, Precision, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
 from ._graph import float_initializer, layer_nodes, set_metadata
 from .calibration import CalibrationMethod
@@ -40,7 +40,7 @@ CANDIDATE_KEY = "paredown.candidate"
 Report = Callable[[str], None]
 
 _KEPT_MODELS = 4  # pruned models that are kept for candidates that differ in widths alone
-_STATISTICS_BATCHES = 8  # that batch normalisation of a slice is estimated on
+_STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
@@ -54,6 +54,8 @@ class CompressionSettings:
         n_calibration: Samples of the task's calibration inputs that are used; None takes 256,
             fewer of large inputs (27 of 224 by 224 pixels), which show more values each.
         search_scales: Whether scales of weights minimise the squared error or cover all weights.
+        round_by_outputs: Whether weights are rounded so that the outputs of their layer change
+            least, not to the nearest step.
         correction: Whether biases and scales undo the change of mean and spread of each channel
             that rounding causes.
         finetune_epochs: Epochs of training of each candidate; 0 leaves it out.
@@ -61,17 +63,20 @@ class CompressionSettings:
         finetune_lr: Largest learning rate of that training.
         finetune_batch_size: Samples of one step of it.
         distill: Whether it follows the outputs of the uncompressed model, not the targets.
+        precision: What layers compute in during that training.
     """
 
     calibration: CalibrationMethod = "mse"
     n_calibration: int | None = None
     search_scales: bool = True
+    round_by_outputs: bool = True
     correction: bool = True
     finetune_epochs: int = 0
     n_finetuning: int | None = 12_000
     finetune_lr: float = 2e-3
     finetune_batch_size: int = 64
     distill: bool = True
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(CalibrationMethod):
@@ -117,6 +122,7 @@ class Compressor:
         settings: CompressionSettings | None = None,
         seed: int = 0,
         shared: SharedNetwork | None = None,
+        log: Log | None = None,
     ) -> None:
         """Export the task's model, which takes some seconds.
 
@@ -126,6 +132,7 @@ class Compressor:
             settings: How candidates are made.
             seed: Fixes what is random in fine-tuning.
             shared: Where candidates take their weights from; None takes the task's model.
+            log: Told the figures of each epoch of fine-tuning.
 
         Raises:
             ExportError: If the model cannot be exported.
@@ -135,7 +142,8 @@ class Compressor:
         self.space = space
         self.settings = settings or CompressionSettings()
         self.seed = seed
-        self._shared = shared
+        self.shared = shared
+        self._log = log
         if self.settings.finetune_epochs and task.train is None:
             raise ValueError(
                 f"`finetune_epochs` must be 0 for task '{task.name}', which has no training "
@@ -170,11 +178,17 @@ class Compressor:
         self.space.check(candidate)
         if candidate == self.space.baseline():
             model = copy.deepcopy(self._unpruned.model)
-        elif self._shared is not None:
-            model = self._quantize(*self._cut(self._shared, candidate, say), candidate, say)
+        elif self.shared is not None:
+            model = self._quantize(*self._cut(self.shared, candidate, say), candidate, say)
         else:
             base = self._float_model(candidate, say)
-            values = base.layer_values(candidate, self.settings.search_scales)
+            settings = self.settings
+            values = base.layer_values(
+                candidate,
+                search=settings.search_scales,
+                # A training begins better with the weights as they are.
+                by_outputs=settings.round_by_outputs and not settings.finetune_epochs,
+            )
             values |= self._corrections(base, values, candidate)
             model = self._quantize(base, values, candidate, say)
         set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
@@ -289,17 +303,22 @@ class Compressor:
             seed=self.seed,
             weight_decay=0.0,
             optimizer="adamw",
+            precision=settings.precision,
+            log=self._log,
             loss=distillation_loss if settings.distill else default_loss,
             report=lambda line: say(f"fine-tuning: {line}"),
         )
 
     @cached_property
     def _statistics(self) -> Tensor:
-        """Samples that batch normalisation of a slice is estimated on."""
+        """Samples that batch normalisation of a slice is estimated on, as in training."""
         assert self.task.train is not None  # else there is no shared network
         inputs = self.task.train.inputs
         n_samples = min(len(inputs), _STATISTICS_BATCHES * batch_size(inputs[0]))
-        return inputs[:: len(inputs) // n_samples][:n_samples].clone()
+        inputs = inputs[:: len(inputs) // n_samples][:n_samples].clone()
+        if self.task.augment is not None:
+            inputs = self.task.augment(inputs, torch.Generator().manual_seed(0))
+        return inputs
 
     @cached_property
     def _training_data(self) -> Data:

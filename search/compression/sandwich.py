@@ -1,4 +1,4 @@
-"""Training of the shared network: the largest, the smallest and random candidates in each step."""
+"""Training of the shared network: the smallest candidate and random ones in each step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...evaluators.task import Augment
-from ..candidate import FLOAT_BITS, Candidate
+from ..candidate import Candidate
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..space import SearchSpace
 from ..training import check_loss, distillation_loss, learning_rate
@@ -30,16 +30,16 @@ class SharedSettings:
     """How the shared network is trained.
 
     Attributes:
-        epochs: Passes over the data; None takes 4, and more of few data.
-        lr: Largest learning rate of weights and step sizes.
+        epochs: Passes over the data; None takes 3, and more of few data.
+        lr: Largest learning rate of shifts and step sizes.
         batch_size: Samples of one step.
-        n_random: Random candidates of each step, beside the largest and the smallest one.
+        n_random: Random candidates of each step, beside the smallest one.
     """
 
     epochs: int | None = None
-    lr: float = 2e-3
+    lr: float = 5e-3
     batch_size: int = 128
-    n_random: int = 2
+    n_random: int = 3
 
     def __post_init__(self) -> None:
         if self.epochs is not None and self.epochs < 1:
@@ -51,7 +51,7 @@ class SharedSettings:
             )
 
 
-_EPOCHS = 4
+_EPOCHS = 3
 _LEAST_STEPS = 400
 
 
@@ -76,14 +76,17 @@ class SandwichTraining:
 
         Args:
             shared: The network, trained in place.
-            teacher: The uncompressed model.
+            teacher: The uncompressed model; taken over.
             inputs: Samples to train on, without labels.
             settings: How to train.
             seed: Fixes the order of samples, the augmentation and the candidates.
             augment: Changes a batch of inputs.
         """
         self.shared = shared
-        self._teacher = teacher.eval()
+        # Convolutions of few channels run faster with the channels last.
+        self._teacher = teacher.eval().to(  # type: ignore[call-overload]  # in torch
+            memory_format=torch.channels_last
+        )
         self._inputs = inputs
         self._settings = settings or SharedSettings()
         self._seed = seed
@@ -95,12 +98,8 @@ class SandwichTraining:
             epochs = max(_EPOCHS, math.ceil(_LEAST_STEPS / self._steps_per_epoch))
         self.n_steps = epochs * self._steps_per_epoch
         self.n_done = 0
-        growth = {id(p) for p in shared.growth.parameters()}
-        weights = [p for p in shared.parameters() if id(p) not in growth]
         self._optimizer = torch.optim.AdamW(
-            [{"params": weights}, {"params": list(shared.growth.parameters())}],
-            lr=self._settings.lr,
-            weight_decay=0.0,
+            shared.parameters_to_train(), lr=self._settings.lr, weight_decay=0.0
         )
 
     def run(self, checkpoint: Path | None = None, report: Report | None = None) -> None:
@@ -178,10 +177,10 @@ class SandwichTraining:
 def sandwich(space: SearchSpace, rng: np.random.Generator, n_random: int) -> Iterator[Candidate]:
     """Yield the candidates of one step.
 
-    Widths and ratios of a random candidate are drawn apart for each layer and group, or, in every
-    second one, alike for all: drawn apart, all layers would hardly ever have few bits together.
+    The largest is not among them: it has the weights of the trained model by construction. Widths
+    and ratios of a random candidate are drawn apart for each layer and group, or, in every second
+    one, alike for all: drawn apart, all layers would hardly ever have few bits together.
     """
-    yield space.uniform(FLOAT_BITS)
     yield space.uniform(0, 0, 1.0)
     widths = sorted({bits for layer in space.layers for bits in layer.weight_bits})
     for number in range(n_random):

@@ -52,11 +52,19 @@ class SharedNetwork(nn.Module):
     """Weights for every candidate of a space, and a step size for each width and channel.
 
     Each group of channels is cut down to its most important ones, in the order that the space has
-    settled, so that a smaller slice is a part of a larger one. Weights are rounded with scales
-    per output channel: these commute with the batch normalisation that follows, so folding that
-    into the layer leaves the integers as they are.
+    settled, so that a smaller slice is a part of a larger one.
+
+    The whole network in float keeps the weights `w` of the trained model. A candidate that is
+    pruned to the degree `p` and rounded to the degree `r`, each from 0 to 1, is a slice of
+    `w + p * v + r * u`, and the shifts `v` and `u` are what is trained: so what suits small
+    candidates costs large ones nothing.
+
+    Weights are rounded with scales per output channel: these commute with the batch normalisation
+    that follows, so folding that into the layer leaves the integers as they are.
 
     References:
+        Nunez et al. LCS: learning compressible subspaces for efficient, adaptive, real-time
+        network compression at inference time. WACV 2023.
         Yu, Huang. Universally slimmable networks and improved training techniques. ICCV 2019.
         Esser, McKinstry, Bablani, Appuswamy, Modha. Learned step size quantization. ICLR 2020.
     """
@@ -70,7 +78,19 @@ class SharedNetwork(nn.Module):
         """
         super().__init__()
         self.space = space
-        self.network = copy.deepcopy(model).requires_grad_(True)
+        self.network = copy.deepcopy(model).requires_grad_(False)
+        # What a candidate's weights are moved by, in proportion to how far it is compressed.
+        self.shifts = nn.ModuleDict(
+            {
+                kind: nn.ParameterDict(
+                    {
+                        name.replace(".", "__"): nn.Parameter(torch.zeros_like(parameter))
+                        for name, parameter in self.network.named_parameters()
+                    }
+                )
+                for kind in ("pruning", "rounding")
+            }
+        )
         self._widths = {
             layer.name: tuple(bits for bits in layer.weight_bits if bits != FLOAT_BITS)
             for layer in space.layers
@@ -90,6 +110,10 @@ class SharedNetwork(nn.Module):
         )
         self._slices: OrderedDict[tuple[tuple[str, float], ...], _Slice] = OrderedDict()
 
+    def parameters_to_train(self) -> list[nn.Parameter]:
+        """Return the shifts and the step sizes."""
+        return [*self.shifts.parameters(), *self.growth.parameters()]
+
     def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
         """Run a candidate on a batch, normalised with the statistics of the batch.
 
@@ -102,7 +126,7 @@ class SharedNetwork(nn.Module):
         """
         part = self._slice(candidate)
         values: dict[str, Tensor] = {}
-        for name, parameter in self.network.named_parameters():
+        for name, parameter in self._weights(candidate).items():
             at = part.positions.get(name)
             values[name] = parameter if at is None else parameter.flatten()[at]
         for name, choice in candidate.layers:
@@ -116,7 +140,10 @@ class SharedNetwork(nn.Module):
     @torch.no_grad()
     def cut(self, candidate: Candidate) -> SlicedModel:
         """Return a candidate as a model of its own."""
-        module = prune(self.network, candidate, self.space).requires_grad_(False)
+        whole = copy.deepcopy(self.network)
+        for name, weight in self._weights(candidate).items():
+            whole.get_parameter(name).copy_(weight)
+        module = prune(whole, candidate, self.space)
         channels = self._slice(candidate).channels
         scales: dict[str, Tensor] = {}
         for name, choice in candidate.layers:
@@ -127,6 +154,36 @@ class SharedNetwork(nn.Module):
                 layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
                 scales[name] = scale
         return SlicedModel(module, scales)
+
+    def _weights(self, candidate: Candidate) -> dict[str, Tensor]:
+        """Return the parameters of the whole network at a candidate's place on the plane."""
+        pruning, rounding = self._place(candidate)
+        moved = {}
+        for name, parameter in self.network.named_parameters():
+            key = name.replace(".", "__")
+            moved[name] = (
+                parameter
+                + pruning * self.shifts["pruning"][key]
+                + rounding * self.shifts["rounding"][key]
+            )
+        return moved
+
+    def _place(self, candidate: Candidate) -> tuple[float, float]:
+        """Return how far a candidate is pruned and rounded, each from 0 to 1.
+
+        That is the mean over the groups of the share of channels removed, as a part of the
+        largest one, and the mean over the layers of the size of their rounding errors, as a part
+        of that of 2 bits.
+        """
+        shares = [
+            ratio / group.ratio(group.kept_options[0])
+            for group, (_, ratio) in zip(self.space.groups, candidate.pruning, strict=True)
+        ]
+        errors = [
+            0.0 if choice.is_float else 2.0 ** (2 - choice.weight_bits)
+            for _, choice in candidate.layers
+        ]
+        return sum(shares) / max(1, len(shares)), sum(errors) / len(errors)
 
     def _scale(self, name: str, bits: int) -> Tensor:
         key = _key(name, bits)

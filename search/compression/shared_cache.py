@@ -74,8 +74,10 @@ def _digest(task: Task, space: SearchSpace, settings: SharedSettings, seed: int)
         {
             "version": _VERSION,
             "tensors": digest_tensors({**weights, "train.inputs": task.train.inputs}),
-            "space": space.digest,
+            # Widths of activations change nothing here: they are calibrated for each candidate.
+            "groups": [[group.name, group.kept_options] for group in space.groups],
             "orders": [plan.order for plan in space.channel_groups],
+            "layers": [[layer.name, layer.weight_bits] for layer in space.layers],
             "settings": asdict(settings),
             "seed": seed,
             "augment": _name(task),

@@ -10,6 +10,7 @@ import typer
 
 from ...hw_profiles.errors import ParedownError
 from .export import export
+from .finetune import finetune
 from .front import front
 from .measure import measure
 from .profiles import profiles_app
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command()(search)
 app.command()(front)
 app.command()(report)
+app.command()(finetune)
 app.command()(export)
 app.command()(verify)
 app.command()(measure)

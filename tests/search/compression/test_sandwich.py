@@ -37,12 +37,12 @@ def space(task: Task, profile: HardwareProfile) -> SearchSpace:
 def training(task: Task, space: SearchSpace, settings: SharedSettings) -> SandwichTraining:
     assert task.train is not None
     shared = SharedNetwork(task.model, space)
-    return SandwichTraining(shared, task.model, task.train.inputs, settings)
+    teacher = copy.deepcopy(task.model)
+    return SandwichTraining(shared, teacher, task.train.inputs, settings)
 
 
-def test_a_step_has_the_largest_the_smallest_and_random_candidates(space: SearchSpace) -> None:
-    largest, smallest, *others = sandwich(space, np.random.default_rng(0), 6)
-    assert largest == space.baseline()
+def test_a_step_has_the_smallest_and_random_candidates(space: SearchSpace) -> None:
+    smallest, *others = sandwich(space, np.random.default_rng(0), 6)
     assert smallest == space.uniform(0, 0, 1.0)
     assert len(others) == 6
     for candidate in others:
@@ -67,6 +67,7 @@ def test_training_brings_candidates_nearer_to_the_model(task: Task, space: Searc
 
     before = losses()
     run.run()
+    torch.testing.assert_close(run.shared.network.state_dict(), task.model.state_dict())
     assert all(after < 0.7 * first for after, first in zip(losses(), before, strict=True))
 
 
@@ -100,12 +101,6 @@ def test_training_says_how_long_it_takes(task: Task, space: SearchSpace) -> None
     training(task, space, SETTINGS).run(report=said.append)
     assert said[-1].startswith("training the shared network: 100 %, loss ")
     assert said[-1].endswith("0:00 min left")
-
-
-def test_teacher_is_left_as_it_is(task: Task, space: SearchSpace) -> None:
-    before = copy.deepcopy(task.model.state_dict())
-    training(task, space, SETTINGS).run()
-    torch.testing.assert_close(task.model.state_dict(), before, rtol=0.0, atol=0.0)
 
 
 @pytest.mark.parametrize(

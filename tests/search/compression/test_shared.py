@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
+from paredown.search.candidate import Candidate
 from paredown.search.compression.compressor import Compressor
 from paredown.search.compression.pruning import prune, reestimate_batch_norm
 from paredown.search.compression.quantizer import along, largest_integer, weight_scales
@@ -73,15 +74,34 @@ def test_cut_weights_lie_on_their_grids(build: Build, profile: HardwareProfile, 
         assert set(scale.tolist()) <= set(weight_scales(whole, 3, axis).tolist())
 
 
+def test_the_less_compressed_the_nearer_to_the_trained_weights(
+    build: Build, profile: HardwareProfile
+) -> None:
+    shared, model, space, _ = make(build, profile, "residual")
+    with torch.no_grad():
+        for shift in shared.shifts.parameters():
+            shift.fill_(0.01)
+
+    def distance(candidate: Candidate) -> float:
+        found = shared.cut(candidate).module.get_parameter("stem.1.bias")
+        return (found - model.get_parameter("stem.1.bias")).abs().max().item()
+
+    whole = [distance(space.uniform(bits)) for bits in (32, 8, 4, 2)]
+    assert whole == sorted(whole)
+    assert whole[0] == 0.0
+    assert whole[-1] == pytest.approx(0.01, rel=1e-4)
+
+
 def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfile) -> None:
     shared, _, space, inputs = make(build, profile, "residual")
     candidate = space.uniform(4, pruning_ratio=0.5)
     shared(inputs, candidate).square().sum().backward()
-    weight = shared.network.get_parameter("stem.0.weight")
-    assert weight.grad is not None
     group = next(g for g in space.groups if g.name == "stem.0")
-    used = weight.grad.flatten(1).abs().sum(1) > 0
-    assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
+    for kind in ("pruning", "rounding"):
+        shift = shared.get_parameter(f"shifts.{kind}.stem__0__weight")
+        assert shift.grad is not None
+        used = shift.grad.flatten(1).abs().sum(1) > 0
+        assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
     learned = {name for name, p in shared.growth.items() if p.grad is not None}
     assert learned == {f"{layer.name.replace('.', '__')}__4" for layer in space.layers}
 
@@ -92,7 +112,9 @@ def test_file_of_a_candidate_computes_what_was_cut(
     build: Build, profile: HardwareProfile, name: str
 ) -> None:
     shared, model, space, inputs = make(build, profile, name)
-    with torch.no_grad():  # as after training: other scales than a search would find
+    with torch.no_grad():  # as after training: other weights, and scales that no search finds
+        for shift in shared.shifts.parameters():
+            shift.normal_(std=0.02)
         for growth in shared.growth.values():
             growth.uniform_(-0.2, 0.2)
     data = Data(inputs, predict(model, inputs).argmax(1))
@@ -112,8 +134,8 @@ def test_file_of_a_candidate_computes_what_was_cut(
 def test_the_baseline_stays_the_task_s_model(build: Build, profile: HardwareProfile) -> None:
     shared, model, space, inputs = make(build, profile, "mlp")
     with torch.no_grad():
-        for parameter in shared.network.parameters():
-            parameter.mul_(2.0)
+        for shift in shared.shifts.parameters():
+            shift.fill_(1.0)
     data = Data(inputs, predict(model, inputs).argmax(1))
     task = Task("test", model, inputs[:1], inputs, data, train=data)
     compressed = Compressor(task, space, shared=shared).compress(space.baseline())
