@@ -36,6 +36,7 @@ class SpaceOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     criterion: str = "l2"
+    accumulation_run: int | None = Field(default=None, ge=1, le=128)
     max_pruning_ratio: float = Field(default=0.75, ge=0, lt=1)
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -87,6 +88,7 @@ class StudyConfig(BaseModel):
             accuracy=self.accuracy or "default",
             shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
+            accumulation_run=self.space.accumulation_run,
             criterion=self.space.criterion,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,

@@ -73,6 +73,7 @@ class StudySettings:
     accuracy: str = "default"  # where weights come from: one of `ACCURACY_MODES`
     shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
+    accumulation_run: int | None = None  # steps that weights allow to be summed in 16 bits
     criterion: str = "l2"  # what decides which channels go first
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile

@@ -72,7 +72,7 @@ def compression_settings(
         task: Its task.
         **changes: Fields that are to be different.
     """
-    chosen = CompressionSettings()
+    chosen = CompressionSettings(accumulation_run=settings.accumulation_run)
     if accuracy_mode(settings, task) == "finetune":
         epochs = settings.finetune_epochs or task.finetune_epochs or 1
         chosen = replace(chosen, finetune_epochs=epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 from onnx import ModelProto, NodeProto
@@ -13,7 +14,7 @@ from ._graph import initializers, layer_nodes, to_tensor
 from .calibration import Calibration, calibrate
 from .correction import correctable_layers
 from .quantization import LayerValues, activation_names, output_axis
-from .quantizer import largest_integer, weight_scales
+from .quantizer import weight_scales
 from .rounding import input_grams, round_by_outputs
 
 _BATCH_VALUES = 1 << 22  # input values of one calibration batch
@@ -61,7 +62,12 @@ class FloatModel:
         return input_grams(self.model.graph, self.module, self.batch)
 
     def layer_values(
-        self, candidate: Candidate, *, search: bool, by_outputs: bool
+        self,
+        candidate: Candidate,
+        *,
+        search: bool,
+        by_outputs: bool,
+        scales: Mapping[str, Tensor] | None = None,
     ) -> dict[str, LayerValues]:
         """Return scales and rounded weights of the integer layers, found once for each width.
 
@@ -70,6 +76,7 @@ class FloatModel:
             search: Whether scales minimise the squared error or cover all weights.
             by_outputs: Whether weights are rounded so that the outputs change least; else they
                 are left to be rounded to the nearest step.
+            scales: By the names of layers, instead of those that would be found.
         """
         nodes = layer_nodes(self.model.graph)
         floats: dict[str, Tensor] | None = None
@@ -84,20 +91,23 @@ class FloatModel:
                         floats = {
                             k: to_tensor(v) for k, v in initializers(self.model.graph).items()
                         }
-                    self._values[key] = self._rounded(node, floats[node.input[1]], *key[1:])
+                    weight = floats[node.input[1]]
+                    scale = (scales or {}).get(name)
+                    if scale is None:
+                        axis = output_axis(node)
+                        scale = weight_scales(weight, choice.weight_bits, axis, search=search)
+                    self._values[key] = LayerValues(scale=scale)
+                    if by_outputs:
+                        rounded = self._rounded(node, weight, scale, choice.weight_bits)
+                        self._values[key] = LayerValues(rounded, scale)
                 values[node.name] = self._values[key]
         return values
 
-    def _rounded(
-        self, node: NodeProto, weight: Tensor, bits: int, search: bool, by_outputs: bool
-    ) -> LayerValues:
-        axis = output_axis(node)
-        scale = weight_scales(weight, bits, axis, search=search)
-        gram = self.grams.get(node.name) if by_outputs else None
+    def _rounded(self, node: NodeProto, weight: Tensor, scale: Tensor, bits: int) -> Tensor | None:
+        gram = self.grams.get(node.name)
         if gram is None:
-            return LayerValues(scale=scale)
-        top = largest_integer(bits)
-        return LayerValues(round_by_outputs(weight, scale, top, gram, axis), scale)
+            return None
+        return round_by_outputs(weight, scale, bits, gram, output_axis(node))
 
 
 def batch_size(sample: Tensor) -> int:

@@ -56,6 +56,8 @@ class CompressionSettings:
         search_scales: Whether scales of weights minimise the squared error or cover all weights.
         round_by_outputs: Whether weights are rounded so that the outputs of their layer change
             least, not to the nearest step.
+        accumulation_run: Steps of products that weights allow to be summed in 16 bits; None leaves
+            the weights as they are.
         correction: Whether biases and scales undo the change of mean and spread of each channel
             that rounding causes.
         finetune_epochs: Epochs of training of each candidate; 0 leaves it out.
@@ -70,6 +72,7 @@ class CompressionSettings:
     n_calibration: int | None = None
     search_scales: bool = True
     round_by_outputs: bool = True
+    accumulation_run: int | None = None
     correction: bool = True
     finetune_epochs: int = 0
     n_finetuning: int | None = 12_000
@@ -84,7 +87,7 @@ class CompressionSettings:
                 f"`calibration` must be one of {get_args(CalibrationMethod)}, "
                 f"but got '{self.calibration}'."
             )
-        for name in ("n_calibration", "n_finetuning", "finetune_batch_size"):
+        for name in ("n_calibration", "n_finetuning", "finetune_batch_size", "accumulation_run"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but got {value}.")
@@ -179,7 +182,10 @@ class Compressor:
         if candidate == self.space.baseline():
             model = copy.deepcopy(self._unpruned.model)
         elif self.shared is not None:
-            model = self._quantize(*self._cut(self.shared, candidate, say), candidate, say)
+            base, values = self._cut(self.shared, candidate, say)
+            if self.settings.round_by_outputs:
+                values |= self._corrections(base, values, candidate)
+            model = self._quantize(base, values, candidate, say)
         else:
             base = self._float_model(candidate, say)
             settings = self.settings
@@ -237,17 +243,15 @@ class Compressor:
     ) -> tuple[FloatModel, dict[str, LayerValues]]:
         """Cut a candidate out of the shared network, and put its normalisation right."""
         say("cutting from the shared network")
-        part = shared.cut(candidate)
+        by_outputs = self.settings.round_by_outputs and not self.settings.finetune_epochs
+        part = shared.cut(candidate, is_rounded=not by_outputs)
         reestimate_batch_norm(part.module, self._statistics)
         folded = fold_batch_norm(part.module, self.task.example_input)
         base = self._fill(folded)
-        nodes = layer_nodes(base.model.graph)
-        values = {
-            node.name: LayerValues(scale=scale)
-            for name, scale in _folded_scales(part, folded).items()
-            for node in nodes[name]
-        }
-        return base, values
+        scales = _folded_scales(part, folded)
+        return base, base.layer_values(
+            candidate, search=True, by_outputs=by_outputs, scales=scales
+        )
 
     def _corrections(
         self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
@@ -273,6 +277,7 @@ class Compressor:
             histograms,
             self.settings.calibration,
             values=values,
+            accumulation_run=self.settings.accumulation_run,
         )
 
     def _quantize(

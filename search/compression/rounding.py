@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...evaluators.onnx_module import OnnxModule
 from ._graph import layer_nodes
+from .quantizer import nearest_steps
 
 _MAX_INPUTS = 2304  # weights of an output channel; the Gram matrix is the square of it
 _COLUMNS = 8  # samples of a layer's inputs for each weight of a channel
@@ -51,7 +52,7 @@ def input_grams(graph: GraphProto, module: OnnxModule, inputs: Tensor) -> dict[s
     return grams
 
 
-def round_by_outputs(weight: Tensor, scale: Tensor, top: int, gram: Tensor, axis: int) -> Tensor:
+def round_by_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, axis: int) -> Tensor:
     """Round a weight to its grid one input after the other, each making up for those before.
 
     Minimises the squared change of the layer's outputs greedily: what rounding an input's weights
@@ -60,7 +61,7 @@ def round_by_outputs(weight: Tensor, scale: Tensor, top: int, gram: Tensor, axis
     Args:
         weight: The weight, as in the graph.
         scale: One for each output channel.
-        top: The largest integer.
+        bits: Width of the integers.
         gram: Gram matrix of the layer's inputs, from `input_grams`.
         axis: Where the output channels are.
 
@@ -77,12 +78,12 @@ def round_by_outputs(weight: Tensor, scale: Tensor, top: int, gram: Tensor, axis
     rows = moved.flatten(1).reshape(groups, -1, gram.shape[1])
     steps = scale.reshape(groups, -1, 1)
     rounded = torch.stack(
-        [_round_group(*parts, top) for parts in zip(rows, steps, gram, strict=True)]
+        [_round_group(*parts, bits) for parts in zip(rows, steps, gram, strict=True)]
     )
     return rounded.reshape(moved.shape).movedim(0, axis).contiguous()
 
 
-def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, top: int) -> Tensor:
+def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, bits: int) -> Tensor:
     rows = rows.clone()
     gram = gram.double()
     diagonal = gram.diagonal()
@@ -98,7 +99,7 @@ def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, top: int) -> Tensor:
         errors = torch.zeros(len(rows), end - start, dtype=rows.dtype)
         for place in range(start, end):
             column = rows[:, place : place + 1]
-            rounded = (column / scale).round_().clamp_(-top, top).mul_(scale)
+            rounded = nearest_steps(column / scale, bits).mul_(scale)
             error = (column - rounded) / spread[place, place]
             rows[:, place:end] -= error * spread[place, place:end]
             rows[:, place : place + 1] = rounded

@@ -16,7 +16,7 @@ from ..layers import LAYER_TYPES
 from ..space import SearchSpace
 from .finetuning import round_weight
 from .pruning import prune
-from .quantizer import along, largest_integer, weight_scales
+from .quantizer import along, weight_scales
 from .surgery import channel_dim
 
 _KEPT_SLICES = 8
@@ -27,8 +27,8 @@ class SlicedModel:
     """A candidate cut out of the shared network.
 
     Attributes:
-        module: The pruned model; weights of integer layers are rounded, statistics of batch
-            normalisation are those of the whole network in float and have to be taken anew.
+        module: The pruned model; statistics of its batch normalisation are those of the whole
+            network and have to be taken anew.
         scales: Scale of each output channel of the integer layers, by their names.
     """
 
@@ -138,8 +138,13 @@ class SharedNetwork(nn.Module):
         return output
 
     @torch.no_grad()
-    def cut(self, candidate: Candidate) -> SlicedModel:
-        """Return a candidate as a model of its own."""
+    def cut(self, candidate: Candidate, *, is_rounded: bool = True) -> SlicedModel:
+        """Return a candidate as a model of its own.
+
+        Args:
+            candidate: A candidate of the space.
+            is_rounded: Whether weights of integer layers are rounded to the nearest step.
+        """
         whole = copy.deepcopy(self.network)
         for name, weight in self._weights(candidate).items():
             whole.get_parameter(name).copy_(weight)
@@ -151,7 +156,8 @@ class SharedNetwork(nn.Module):
                 layer = module.get_submodule(name)
                 assert isinstance(layer, LAYER_TYPES)
                 scale = self._scale(name, choice.weight_bits)[channels[name]]
-                layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
+                if is_rounded:
+                    layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
                 scales[name] = scale
         return SlicedModel(module, scales)
 
@@ -194,7 +200,7 @@ class SharedNetwork(nn.Module):
         layer = self.network.get_submodule(name)
         assert isinstance(layer, LAYER_TYPES)
         scale = along(scale, channel_dim(layer, "out"), weight.ndim)
-        return round_weight(weight, scale, largest_integer(bits))
+        return round_weight(weight, scale, bits)
 
     def _slice(self, candidate: Candidate) -> _Slice:
         key = candidate.pruning

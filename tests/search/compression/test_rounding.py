@@ -7,7 +7,7 @@ from paredown.evaluators.onnx_module import OnnxModule
 from paredown.search.compression.quantizer import along, weight_scales
 from paredown.search.compression.rounding import input_grams, round_by_outputs
 
-TOP = 3
+BITS, TOP = 3, 3
 
 
 def problem(n_inputs: int, n_outputs: int = 8, groups: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,14 +23,14 @@ def error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
     return ((weight - rounded) @ inputs).square().sum().item()
 
 
-@pytest.mark.parametrize("n_inputs", [5, 32, 300])
-def test_outputs_change_less_than_by_rounding_to_nearest(n_inputs: int) -> None:
+@pytest.mark.parametrize(("n_inputs", "share"), [(5, 0.8), (32, 0.9), (300, 0.4)])
+def test_outputs_change_less_than_by_rounding_to_nearest(n_inputs: int, share: float) -> None:
     weight, inputs, grams = problem(n_inputs)
     scale = weight_scales(weight, 3, 0)
     steps = along(scale, 0, 2)
     nearest = (weight / steps).round().clamp(-TOP, TOP) * steps
-    rounded = round_by_outputs(weight, scale, TOP, grams, 0)
-    assert error(weight, rounded, inputs[0]) < 0.7 * error(weight, nearest, inputs[0])
+    rounded = round_by_outputs(weight, scale, BITS, grams, 0)
+    assert error(weight, rounded, inputs[0]) < share * error(weight, nearest, inputs[0])
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_rounded_weights_lie_on_the_grid(shape: tuple[int, ...], axis: int, grou
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     scale = weight_scales(weight, 3, axis)
     grams = problem(6, groups=groups)[2]
-    rounded = round_by_outputs(weight, scale, TOP, grams, axis)
+    rounded = round_by_outputs(weight, scale, BITS, grams, axis)
     steps = rounded / along(scale, axis, weight.ndim)
     assert rounded.shape == weight.shape
     torch.testing.assert_close(steps, steps.round(), atol=1e-5, rtol=0.0)
@@ -51,13 +51,13 @@ def test_inputs_that_do_not_hang_together_leave_nearest_steps() -> None:
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     scale = weight_scales(weight, 3, 0)
     steps = along(scale, 0, 2)
-    rounded = round_by_outputs(weight, scale, TOP, torch.eye(6)[None], 0)
+    rounded = round_by_outputs(weight, scale, BITS, torch.eye(6)[None], 0)
     torch.testing.assert_close(rounded, (weight / steps).round().clamp(-TOP, TOP) * steps)
 
 
 def test_inputs_that_are_all_zero_are_no_fault() -> None:
     weight = torch.randn(4, 6)
-    rounded = round_by_outputs(weight, weight_scales(weight, 3, 0), TOP, torch.zeros(1, 6, 6), 0)
+    rounded = round_by_outputs(weight, weight_scales(weight, 3, 0), BITS, torch.zeros(1, 6, 6), 0)
     assert torch.isfinite(rounded).all()
 
 

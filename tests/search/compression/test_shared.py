@@ -9,7 +9,7 @@ from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.candidate import Candidate
-from paredown.search.compression.compressor import Compressor
+from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.compression.pruning import prune, reestimate_batch_norm
 from paredown.search.compression.quantizer import along, largest_integer, weight_scales
 from paredown.search.compression.shared import SharedNetwork
@@ -119,7 +119,8 @@ def test_file_of_a_candidate_computes_what_was_cut(
             growth.uniform_(-0.2, 0.2)
     data = Data(inputs, predict(model, inputs).argmax(1))
     task = Task("test", model, inputs[:1], inputs, data, train=data)
-    compressor = Compressor(task, space, shared=shared)
+    settings = CompressionSettings(round_by_outputs=False)
+    compressor = Compressor(task, space, settings, shared=shared)
     for candidate in (space.uniform(4, pruning_ratio=0.5), space.uniform(2)):
         compressed = compressor.compress(candidate)
         part = shared.cut(candidate).module
