@@ -45,7 +45,8 @@ def bound_sums(values: Tensor, run: int, data_max: int) -> Tensor:
     rows = lanes.flatten(-4)[..., :length].to(torch.int8)
     if values.ndim == 4:
         rows = rows.unflatten(-1, (values.shape[3], values.shape[1])).movedim(-1, 1)
-    return rows.contiguous()
+    result: Tensor = rows.contiguous()
+    return result
 
 
 def _shrink(values: Tensor, limit: int) -> Tensor:

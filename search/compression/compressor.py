@@ -28,9 +28,10 @@ from .calibration import CalibrationMethod
 from .correction import Correction, correct_layers
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
-from .pruning import fold_batch_norm, prune, reestimate_batch_norm
+from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
 from .quantization import LayerValues, quantize
 from .quantizer import along
+from .reconstruction import layer_outputs, reconstruct
 from .shared import SharedNetwork, SlicedModel
 from .surgery import channel_dim
 
@@ -56,6 +57,8 @@ class CompressionSettings:
         search_scales: Whether scales of weights minimise the squared error or cover all weights.
         round_by_outputs: Whether weights are rounded so that the outputs of their layer change
             least, not to the nearest step.
+        reconstruct: Whether layers of a pruned model get the weights with which their outputs come
+            nearest to those of the whole model.
         accumulation_run: Steps of products that weights allow to be summed in 16 bits; None leaves
             the weights as they are.
         correction: Whether biases and scales undo the change of mean and spread of each channel
@@ -72,6 +75,7 @@ class CompressionSettings:
     n_calibration: int | None = None
     search_scales: bool = True
     round_by_outputs: bool = True
+    reconstruct: bool = True
     accumulation_run: int | None = None
     correction: bool = True
     finetune_epochs: int = 0
@@ -208,11 +212,30 @@ class Compressor:
             say("pruning")
             pruned = prune(self._original, candidate, self.space)
             reestimate_batch_norm(pruned, self._inputs)
-            self._pruned[key] = self._fill(fold_batch_norm(pruned, self.task.example_input))
+            base = self._fill(fold_batch_norm(pruned, self.task.example_input))
+            if self.settings.reconstruct:
+                base = self._reconstructed(base, candidate)
+            self._pruned[key] = base
             if len(self._pruned) > _KEPT_MODELS:
                 self._pruned.popitem(last=False)
         self._pruned.move_to_end(key)
         return self._pruned[key]
+
+    def _reconstructed(self, base: FloatModel, candidate: Candidate) -> FloatModel:
+        """Let the layers of a pruned model compute what those of the whole model do."""
+        removal = removed_channels(candidate, self.space)
+        wanted = {}
+        for name, outputs in self._wanted_outputs.items():
+            removed = removal.get((name.partition("#")[0], "out"), frozenset())
+            kept = [idx for idx in range(outputs.shape[1]) if idx not in removed]
+            wanted[name] = outputs[:, kept]
+        found = reconstruct(base.model, base.module, base.batch, wanted)
+        return FloatModel(_replace_floats(base.model, found), base.inputs)
+
+    @cached_property
+    def _wanted_outputs(self) -> dict[str, Tensor]:
+        whole = self._unpruned
+        return layer_outputs(whole.model, whole.module, whole.batch)
 
     def _fill(self, folded: nn.Module) -> FloatModel:
         """Put a model's weights into the base graph, or export it anew where that is not enough.

@@ -75,7 +75,7 @@ def make_criterion(name: str, model: nn.Module, data: Data | None = None) -> Cri
 
 
 class ElementCriterion:
-    """A channel is worth the sum of what its weights are worth, each by itself.
+    """A channel is worth the sum of what its weights are worth, and nothing if that is negative.
 
     Args:
         weights: Worth of each element, by the names of parameters; a parameter that is not named
@@ -92,7 +92,8 @@ class ElementCriterion:
         if worth is None or dim is None:
             return None
         worth = worth.cpu().double()
-        return worth.movedim(dim, 0).flatten(1).sum(1) if worth.dim() > 1 else worth
+        worth = worth.movedim(dim, 0).flatten(1).sum(1) if worth.dim() > 1 else worth
+        return worth.clamp_min(0.0)
 
 
 def _channel_axis(module: nn.Module, side: str) -> int | None:
@@ -176,7 +177,7 @@ def _hessian(model: nn.Module, data: Data | None) -> Criterion:
         used = [
             (p, g, d)
             for p, g, d in zip(parameters, gradients, diagonals, strict=True)
-            if g is not None
+            if g is not None  # type: ignore[redundant-expr]  # torch's types know no unused one
         ]
         for probe_number in range(_PROBES):
             signs = [
@@ -192,13 +193,8 @@ def _hessian(model: nn.Module, data: Data | None) -> Criterion:
             for (_, _, diagonal), sign, product in zip(used, signs, products, strict=True):
                 if product is not None:
                     diagonal += sign * product
-    # Where the estimate is negative the loss would fall; noise, more often than not.
-    return ElementCriterion(
-        {
-            name: diagonal.clamp_min(0.0) * p.detach().square()
-            for (name, p), diagonal in zip(named, diagonals, strict=True)
-        }
-    )
+    pairs = zip(named, diagonals, strict=True)
+    return ElementCriterion({name: d * p.detach().square() for (name, p), d in pairs})
 
 
 @register("geometric-median")

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import onnx
 import torch
-import torch.nn.functional as F
 from onnx import GraphProto, NodeProto
 from torch import Tensor
 
 from ...evaluators.onnx_module import OnnxModule
+from ._columns import find_columns
 from ._graph import layer_nodes
 from .quantizer import nearest_steps
 
-_MAX_INPUTS = 2304  # weights of an output channel; the Gram matrix is the square of it
-_COLUMNS = 8  # samples of a layer's inputs for each weight of a channel
 _DAMPING = 0.01  # of the mean of the Gram matrix's diagonal
 _BLOCK = 128
 
@@ -44,8 +38,9 @@ def input_grams(graph: GraphProto, module: OnnxModule, inputs: Tensor) -> dict[s
 
     def collect(name: str, values: Tensor) -> None:
         for node in readers[name]:
-            columns = _columns(node, values, weights[node.input[1]])
-            if columns is not None:
+            found = find_columns(node, values, weights[node.input[1]])
+            if found is not None:
+                columns = found.inputs
                 grams[node.name] = columns @ columns.transpose(1, 2) / columns.shape[2]
 
     module.observe(inputs, readers, collect)
@@ -106,38 +101,3 @@ def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, bits: int) -> Tensor
             errors[:, place - start : place - start + 1] = error
         rows[:, end:] -= errors @ spread[start:end, end:]
     return rows[:, order.argsort()]
-
-
-def _columns(node: NodeProto, values: Tensor, shape: torch.Size) -> Tensor | None:
-    """Return the inputs of a layer's products, shape `(groups, d, n)`."""
-    if node.op_type != "Conv":
-        columns = values.reshape(-1, values.shape[-1]).T[None]
-        return _thinned(columns) if columns.shape[1] <= _MAX_INPUTS else None
-    if len(shape) != 4 or shape[1:].numel() > _MAX_INPUTS:
-        return None
-    found: Mapping[str, Any] = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if found.get("auto_pad", b"NOTSET") != b"NOTSET":
-        return None
-    groups = found.get("group", 1)
-    top, left, bottom, right = found.get("pads", (0, 0, 0, 0))
-    # Few samples suffice, and all places of all of them would take much memory.
-    values = F.pad(values[: _enough(values, shape)], (left, right, top, bottom))
-    patches = F.unfold(
-        values,
-        tuple(shape[2:]),
-        dilation=tuple(found.get("dilations", (1, 1))),
-        stride=tuple(found.get("strides", (1, 1))),
-    )
-    patches = patches.unflatten(1, (groups, -1))  # (samples, groups, d, places)
-    return _thinned(patches.permute(1, 2, 0, 3).flatten(2))
-
-
-def _enough(values: Tensor, shape: torch.Size) -> int:
-    places = max(1, values.shape[2] * values.shape[3] // 4)
-    return max(8, 4 * _COLUMNS * shape[1:].numel() // places)
-
-
-def _thinned(columns: Tensor) -> Tensor:
-    """Return every so many of the columns, so that enough are left."""
-    stride = max(1, columns.shape[2] // (_COLUMNS * max(64, columns.shape[1])))
-    return columns[:, :, ::stride].float()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,7 +168,7 @@ class SandwichTraining:
             "optimizer": self._optimizer.state_dict(),
         }
 
-    def _restore(self, state: dict[str, object] | None) -> None:
+    def _restore(self, state: dict[str, Any] | None) -> None:
         if state is not None:
             self.shared.load_state_dict(state["network"])
             self._optimizer.load_state_dict(state["optimizer"])

@@ -80,17 +80,8 @@ class SharedNetwork(nn.Module):
         self.space = space
         self.network = copy.deepcopy(model).requires_grad_(False)
         # What a candidate's weights are moved by, in proportion to how far it is compressed.
-        self.shifts = nn.ModuleDict(
-            {
-                kind: nn.ParameterDict(
-                    {
-                        name.replace(".", "__"): nn.Parameter(torch.zeros_like(parameter))
-                        for name, parameter in self.network.named_parameters()
-                    }
-                )
-                for kind in ("pruning", "rounding")
-            }
-        )
+        self.pruning_shifts = self._zeros()
+        self.rounding_shifts = self._zeros()
         self._widths = {
             layer.name: tuple(bits for bits in layer.weight_bits if bits != FLOAT_BITS)
             for layer in space.layers
@@ -112,7 +103,8 @@ class SharedNetwork(nn.Module):
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """Return the shifts and the step sizes."""
-        return [*self.shifts.parameters(), *self.growth.parameters()]
+        learned = (self.pruning_shifts, self.rounding_shifts, self.growth)
+        return [parameter for part in learned for parameter in part.parameters()]
 
     def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
         """Run a candidate on a batch, normalised with the statistics of the batch.
@@ -167,12 +159,17 @@ class SharedNetwork(nn.Module):
         moved = {}
         for name, parameter in self.network.named_parameters():
             key = name.replace(".", "__")
-            moved[name] = (
-                parameter
-                + pruning * self.shifts["pruning"][key]
-                + rounding * self.shifts["rounding"][key]
-            )
+            shift = pruning * self.pruning_shifts[key] + rounding * self.rounding_shifts[key]
+            moved[name] = parameter + shift
         return moved
+
+    def _zeros(self) -> nn.ParameterDict:
+        return nn.ParameterDict(
+            {
+                name.replace(".", "__"): nn.Parameter(torch.zeros_like(parameter))
+                for name, parameter in self.network.named_parameters()
+            }
+        )
 
     def _place(self, candidate: Candidate) -> tuple[float, float]:
         """Return how far a candidate is pruned and rounded, each from 0 to 1.
@@ -193,8 +190,8 @@ class SharedNetwork(nn.Module):
 
     def _scale(self, name: str, bits: int) -> Tensor:
         key = _key(name, bits)
-        scale: Tensor = self.get_buffer(f"scale_{key}")
-        return scale * self.growth[key].exp()
+        growth: Tensor = self.growth[key]
+        return self.get_buffer(f"scale_{key}") * growth.exp()
 
     def _round(self, weight: Tensor, scale: Tensor, name: str, bits: int) -> Tensor:
         layer = self.network.get_submodule(name)

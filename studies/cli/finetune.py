@@ -60,7 +60,7 @@ def finetune(
         return
     record = read_study(storage, study)
     if form == "json":
-        print_json(trial_json(record, added))
+        print_json(trial_json(added, record))
         return
     before = describe_trial(record.trial(trial), record)
     results().print(before, describe_trial(added, record), sep="\n", highlight=False)

@@ -12,15 +12,17 @@ in torch with their literal meaning. NNCF takes part where it is installed.
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib
 import importlib.util
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networks
 import numpy as np
 import onnx
 import torch
@@ -32,8 +34,14 @@ from paredown.evaluators.accuracy import predict, sqnr_db, top1_agreement
 from paredown.evaluators.onnx_module import OnnxModule
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.catalog import load_profile
+from paredown.search.candidate import Candidate
 from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.space import SearchSpace, SpaceSettings
+
+if TYPE_CHECKING:
+    from tests.benchmarks.networks import load_network
+else:  # a script's folder is on the path, not the one above it
+    from networks import load_network
 
 SIZE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,7 +64,7 @@ def crops(name: str, n: int, seed: int) -> Tensor:
 
 
 def make_task(n_calibration: int, n_images: int) -> Task:
-    model = networks.load_network("efficientnet-lite0").model
+    model = load_network("efficientnet-lite0").model
     calibration = crops("china.jpg", n_calibration, 0)
     data = Data.from_model(model, crops("flower.jpg", n_images, 1))
     return Task(
@@ -105,10 +113,13 @@ def nncf_files(model: ModelProto, inputs: Tensor) -> Iterator[tuple[str, ModelPr
     if importlib.util.find_spec("nncf") is None:
         print("NNCF is not installed")
         return
-    import nncf
-
+    nncf: Any = importlib.import_module("nncf")
     name = model.graph.input[0].name
-    data = nncf.Dataset(list(inputs.numpy()), lambda image: {name: image[None]})
+
+    def feed(image: np.ndarray[Any, Any]) -> dict[str, Any]:
+        return {name: image[None]}
+
+    data = nncf.Dataset(list(inputs.numpy()), feed)
     yield "NNCF", nncf.quantize(model, data, subset_size=len(inputs))
 
 
@@ -119,7 +130,7 @@ def layer_sqnr(float_model: ModelProto, model: ModelProto, inputs: Tensor) -> li
     values: list[dict[str, Tensor]] = []
     for proto in (float_model, model):
         seen: dict[str, Tensor] = {}
-        OnnxModule(proto).observe(inputs, names, lambda n, v, seen=seen: _keep(seen, n, v))
+        OnnxModule(proto).observe(inputs, names, partial(_keep, seen))
         values.append(seen)
     return [sqnr_db(values[1][name], values[0][name]) for name in sorted(names)]
 
@@ -152,6 +163,10 @@ def judge(
     return row
 
 
+def compress(compressor: Compressor, candidate: Candidate) -> ModelProto:
+    return compressor.compress(candidate).model
+
+
 def main() -> None:
     """Compare all ways."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -181,14 +196,14 @@ def main() -> None:
             f"Paredown W{bits}A8 {rounding}",
             task,
             base,
-            lambda bits=bits, c=compressor: c.compress(space.uniform(bits)).model,
+            partial(compress, compressor, space.uniform(bits)),
         )
         for bits in WIDTHS
         for rounding, compressor in compressors.items()
     ]
     for files in (onnxruntime_files, nncf_files):
         for name, model in files(base, task.calibration):
-            rows.append(judge(name, task, base, lambda model=model: model))
+            rows.append(judge(name, task, base, partial(copy.copy, model)))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 

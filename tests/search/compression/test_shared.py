@@ -79,7 +79,7 @@ def test_the_less_compressed_the_nearer_to_the_trained_weights(
 ) -> None:
     shared, model, space, _ = make(build, profile, "residual")
     with torch.no_grad():
-        for shift in shared.shifts.parameters():
+        for shift in shared.parameters_to_train():
             shift.fill_(0.01)
 
     def distance(candidate: Candidate) -> float:
@@ -98,7 +98,7 @@ def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfil
     shared(inputs, candidate).square().sum().backward()
     group = next(g for g in space.groups if g.name == "stem.0")
     for kind in ("pruning", "rounding"):
-        shift = shared.get_parameter(f"shifts.{kind}.stem__0__weight")
+        shift = shared.get_parameter(f"{kind}_shifts.stem__0__weight")
         assert shift.grad is not None
         used = shift.grad.flatten(1).abs().sum(1) > 0
         assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
@@ -113,7 +113,7 @@ def test_file_of_a_candidate_computes_what_was_cut(
 ) -> None:
     shared, model, space, inputs = make(build, profile, name)
     with torch.no_grad():  # as after training: other weights, and scales that no search finds
-        for shift in shared.shifts.parameters():
+        for shift in shared.parameters_to_train():
             shift.normal_(std=0.02)
         for growth in shared.growth.values():
             growth.uniform_(-0.2, 0.2)
@@ -135,7 +135,7 @@ def test_file_of_a_candidate_computes_what_was_cut(
 def test_the_baseline_stays_the_task_s_model(build: Build, profile: HardwareProfile) -> None:
     shared, model, space, inputs = make(build, profile, "mlp")
     with torch.no_grad():
-        for shift in shared.shifts.parameters():
+        for shift in shared.parameters_to_train():
             shift.fill_(1.0)
     data = Data(inputs, predict(model, inputs).argmax(1))
     task = Task("test", model, inputs[:1], inputs, data, train=data)
