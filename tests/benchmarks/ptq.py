@@ -45,7 +45,6 @@ else:  # a script's folder is on the path, not the one above it
 
 SIZE = 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WIDTHS = (8, 6, 4)
 
 
 def crops(name: str, n: int, seed: int) -> Tensor:
@@ -172,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calibration", type=int, default=64, help="images that calibrate")
     parser.add_argument("--images", type=int, default=256, help="images that are judged")
+    parser.add_argument("--widths", default="8,6,4", help="of weights")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, help="file for the results")
     arguments = parser.parse_args()
@@ -198,7 +198,7 @@ def main() -> None:
             base,
             partial(compress, compressor, space.uniform(bits)),
         )
-        for bits in WIDTHS
+        for bits in map(int, arguments.widths.split(","))
         for rounding, compressor in compressors.items()
     ]
     for files in (onnxruntime_files, nncf_files):
