@@ -43,6 +43,36 @@ def top1_accuracy(outputs: Tensor, targets: Tensor) -> float:
     return (outputs.argmax(dim=1) == targets).double().mean().item()
 
 
+def top1_agreement(outputs: Tensor, reference: Tensor) -> float:
+    """Share of samples whose largest output is at the same index as in the reference's outputs.
+
+    A fidelity for tasks without labels: the reference is the uncompressed model.
+
+    Args:
+        outputs: Scores, shape `(n, n_classes, ...)`.
+        reference: Scores of the same shape.
+
+    Returns:
+        A number in [0, 1].
+    """
+    return top1_accuracy(outputs, reference.argmax(dim=1))
+
+
+def sqnr_db(outputs: Tensor, reference: Tensor) -> float:
+    """Ratio of the reference's power to that of the difference from it, in decibel.
+
+    Args:
+        outputs: Shape `(n, ...)`.
+        reference: The uncompressed model's outputs, of the same shape.
+
+    Returns:
+        Larger is nearer; at most 200 for outputs that are equal.
+    """
+    signal = reference.double().square().sum()
+    noise = (outputs.double() - reference.double()).square().sum()
+    return 10 * math.log10(max(1e-20, float(signal / noise.clamp_min(signal * 1e-20 + 1e-300))))
+
+
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode and give each submodule its own mode back after."""

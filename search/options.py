@@ -83,7 +83,8 @@ class SpaceSettings:
 
     Attributes:
         max_pruning_ratio: Largest share of channels removed from a group; 0 turns pruning off.
-        weight_bits: Widths on offer; None stands for all that the profile has kernels for.
+        weight_bits: Widths on offer; None stands for all that the profile has kernels for. A
+            single bit, for -1 and 1, is on offer only where it is asked for.
         activation_bits: Widths of activations on offer.
         include_float: Whether a layer may stay in floating point.
         rules: Limits of single layers; a later rule wins over an earlier one.
@@ -91,6 +92,7 @@ class SpaceSettings:
         tie: What is chosen once for several layers: "layer" ties nothing, "block" the layers of
             one module (`blocks.1` of `blocks.1.conv1` and `blocks.1.shortcut.0`), "stage" those
             whose outputs have the same resolution; or sets of patterns, each of which makes a tie.
+        criterion: What decides which channels of a group go first: one of `criteria.CRITERIA`.
     """
 
     max_pruning_ratio: float = 0.75
@@ -100,6 +102,7 @@ class SpaceSettings:
     rules: tuple[LayerRule, ...] = ()
     exclude: tuple[str, ...] = ()
     tie: str | tuple[tuple[str, ...], ...] = "layer"
+    criterion: str = "l2"
 
     def for_layer(self, name: str) -> SpaceSettings:
         """Return the settings that hold for one layer."""
@@ -192,6 +195,8 @@ def _checked(
     """Return the widths in ascending order, or raise if the device lacks one."""
     widths = sorted({bits for bits in asked if bits != FLOAT_BITS})
     for bits in widths:
+        if field == "weight_bits" and bits == 1 and 2 in offered:
+            continue  # -1 and 1 run where -1, 0 and 1 do
         if bits not in offered:
             raise SpaceError(
                 f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "

@@ -10,9 +10,11 @@ import numpy as np
 import optuna
 from torch import Tensor, nn
 
+from ..evaluators.task import Data
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import FLOAT_BITS, FLOAT_LAYER, Candidate, LayerChoice, digest_of
 from .compression.channels import ChannelGroup, find_channel_groups
+from .compression.criteria import make_criterion
 from .errors import SpaceError
 from .layers import trace_layers
 from .options import (
@@ -65,6 +67,7 @@ class SearchSpace:
         example_input: Tensor,
         profile: HardwareProfile,
         settings: SpaceSettings | None = None,
+        data: Data | None = None,
     ) -> SearchSpace:
         """Find what can be pruned and quantized in a model.
 
@@ -73,13 +76,16 @@ class SearchSpace:
             example_input: One input, batch dimension first.
             profile: The device: it sets the channel multiple and the widths with kernels.
             settings: Limits of the search.
+            data: Samples with targets, for criteria of pruning that look at the loss.
 
         Returns:
             The space. It holds names and indices, not the model.
 
         Raises:
             SpaceError: If the model does not run, or a width has no kernel on the device.
-            PruningError: If the channels of the model cannot be followed.
+            PruningError: If the channels of the model cannot be followed, or the criterion needs
+                data and there are none.
+            ValueError: If the criterion is unknown.
         """
         settings = settings or SpaceSettings()
         traces = trace_layers(model, example_input)
@@ -96,7 +102,8 @@ class SearchSpace:
         ratios = {name: settings.for_layer(name).max_pruning_ratio for name in names}
         if not any(ratios.values()):
             return cls((), layers, layer_leaders=leaders)
-        found, unprunable = find_channel_groups(model, example_input, names)
+        criterion = make_criterion(settings.criterion, model, data)
+        found, unprunable = find_channel_groups(model, example_input, names, criterion)
         groups: list[PruningGroup] = []
         plans: list[ChannelGroup] = []
         for plan in found:

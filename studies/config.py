@@ -48,6 +48,8 @@ class SpaceOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    criterion: str = "l2"
+    accumulation_run: int | None = Field(default=None, ge=1, le=128)
     max_pruning_ratio: float = Field(default=0.75, ge=0, lt=1)
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -78,6 +80,8 @@ class StudyConfig(BaseModel):
     early_stopping: bool = True
     data: str | None = None
     calibration: str | None = None
+    accuracy: str | None = None
+    shared_epochs: int | None = Field(default=None, ge=1)
     finetune_epochs: int | None = Field(default=None, ge=0)
     constraints: ConstraintOptions = ConstraintOptions()
     space: SpaceOptions = SpaceOptions()
@@ -99,7 +103,11 @@ class StudyConfig(BaseModel):
             early_stopping=self.early_stopping,
             data_dir=self.data,
             calibration=self.calibration or "default",
+            accuracy=self.accuracy or "default",
+            shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
+            accumulation_run=self.space.accumulation_run,
+            criterion=self.space.criterion,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,
             activation_bits=self.space.activation_bits,

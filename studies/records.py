@@ -16,6 +16,8 @@ from ..search.pareto import is_pareto_optimal
 from ..search.rules import LayerRule
 
 STATES = ("complete", "stopped early", "failed", "running", "duplicate")
+ACCURACY_MODES = ("shared", "finetune", "ptq")
+"""Weights of candidates: slices of one network, trained for each, or rounded without training."""
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
@@ -70,7 +72,11 @@ class StudySettings:
     sampler: str = "guided"
     data_dir: str | None = None  # where the task reads its data; None: the task's default
     calibration: str = "default"
+    accuracy: str = "default"  # where weights come from: one of `ACCURACY_MODES`
+    shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
+    accumulation_run: int | None = None  # steps that weights allow to be summed in 16 bits
+    criterion: str = "l2"  # what decides which channels go first
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
@@ -105,6 +111,7 @@ class TrialRecord:
     is_feasible: bool = False
     layer_times: LayerTimes | None = None
     predicted_latency_us: float | None = None  # by the latency model, before it was measured
+    finetuned_from: int | None = None  # number of the trial whose candidate was trained on
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

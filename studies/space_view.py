@@ -25,8 +25,9 @@ from ..search.knowledge.widths import size_only_bits
 from ..search.space import SearchSpace
 from .checks import check_profile
 from .config import StudyConfig
-from .engine import describe_study, space_settings
+from .engine import describe_study
 from .tasks import load_task
+from .weights import make_space
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +106,7 @@ def view_space(
     report("loading the task")
     task = load_task(study.task, data_dir=study.settings.data_dir, report=report)
     check_task(task)
-    settings = space_settings(study.settings, profile)
-    space = SearchSpace.from_model(task.model, task.example_input, profile, settings)
+    space = make_space(study.settings, task, profile)
     times = None
     if is_timed:
         report("timing the layers")

@@ -228,6 +228,37 @@ def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
         raise StorageError(f"The model file '{path}' is broken: {error}.") from error
 
 
+def add_complete_trial(
+    storage: RDBStorage,
+    study_name: str,
+    values: tuple[float, float, float],
+    attributes: Mapping[str, object],
+    constraints: Mapping[str, float],
+    model_file: Path,
+) -> int:
+    """Add a trial that no sampler has asked for, with its ONNX file, and return its number.
+
+    It has no parameters: a sampler learns nothing from it, since its measures are not what its
+    candidate would get in a search.
+    """
+    study = load_optuna_study(storage, study_name, optuna.samplers.RandomSampler())
+    folder = models_dir(storage.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(storage.url):
+        model = upload_artifact(
+            artifact_store=FileSystemArtifactStore(folder),
+            file_path=str(model_file),
+            study_or_trial=study,
+        )
+        trial = study.ask()
+        trial_id = trial_id_of(storage, study_name, trial.number)
+        set_trial_attributes(storage, trial_id, {**attributes, "model_file": model})
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
+        study.tell(trial, values)
+    return trial.number
+
+
 def save_model(storage: RDBStorage, trial: optuna.Trial, model_file: Path) -> str:
     """Copy a trial's ONNX file into the artifact store and return its identifier.
 
@@ -274,6 +305,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         error=attrs.get("error"),
         is_baseline=bool(attrs.get("is_baseline", False)),
         model_file=attrs.get("model_file"),
+        finetuned_from=attrs.get("finetuned_from"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
         **{name: attrs.get(name) for name in MEASURES},

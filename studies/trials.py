@@ -245,7 +245,7 @@ class TrialLoop:
         return {
             trial.candidate.digest: trial
             for trial in self._record.trials
-            if trial.candidate is not None and trial.is_finished
+            if trial.candidate is not None and trial.is_finished and trial.finetuned_from is None
         }
 
     def _ask(self, known: dict[str, TrialRecord]) -> tuple[optuna.Trial, Candidate] | None:

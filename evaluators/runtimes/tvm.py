@@ -80,6 +80,8 @@ class TvmSession:
         """
         from tvm import relax
 
+        from ..tvm.signature import read_network
+
         # A machine of its own: the one that is timed as a whole must not stop at each call.
         machine = relax.VirtualMachine(self._module, self._tvm.cpu())
         tensors = [self._tvm.runtime.tensor(array) for array in inputs]

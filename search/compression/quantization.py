@@ -21,6 +21,7 @@ from ._graph import (
     set_metadata,
     to_tensor,
 )
+from .accumulation import bound_sums
 from .calibration import CalibrationMethod, Histogram
 from .placement import QuantizedTensor, place_quantizers
 from .quantizer import (
@@ -116,6 +117,7 @@ def quantize(
     *,
     search_scales: bool = True,
     values: Mapping[str, LayerValues] | None = None,
+    accumulation_run: int | None = None,
 ) -> ModelProto:
     """Write a float graph with quantized activations, weights and biases.
 
@@ -127,6 +129,7 @@ def quantize(
         search_scales: Whether weight scales minimise the squared error or cover all weights.
         values: Weights, scales and biases, by the names of layers' nodes, that replace those of
             the float graph (after training, or to correct a bias).
+        accumulation_run: Steps that kernels are to sum in 16 bits; see `accumulation.bound_sums`.
 
     Returns:
         The graph in QDQ form.
@@ -140,7 +143,9 @@ def quantize(
         model.graph, {name: choice.activation_bits for name, choice in integer.items()}
     )
     grids = {t.root: histograms[t.root].grid(t.bits, method) for t in placed.values()}
-    writer = _Writer(initializers(model.graph), placed, grids, added_biases(model.graph))
+    writer = _Writer(
+        initializers(model.graph), placed, grids, added_biases(model.graph), accumulation_run
+    )
     for value in model.graph.input:
         writer.add_quantizer(value.name)
     for node in model.graph.node:
@@ -190,6 +195,7 @@ class _Writer:
         placed: Mapping[str, QuantizedTensor],
         grids: Mapping[str, ActivationGrid],
         added: Mapping[str, AddedBias],
+        accumulation_run: int | None,
     ) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
@@ -197,6 +203,7 @@ class _Writer:
         self._placed = placed
         self._grids = grids
         self._added = added
+        self._run = accumulation_run
 
     def rename_bias(self, node: NodeProto, integer: Collection[str]) -> None:
         """Let an Add behind a MatMul that becomes an integer layer read its integer bias."""
@@ -254,6 +261,11 @@ class _Writer:
             scale = fit_scale_to_bias(scale, largest, input_scale)
             self._add_bias(node, bias, (gain * scale).repeat(repeats) * input_scale)
         quantized = quantize_weight(weight, scale, bits, axis)
+        # A single bit has no smaller value than 1.
+        if self._run is not None and bits > 1 and axis == 0 and weight.ndim in (2, 4):
+            data_max = (1 << self._grids[self._placed[source].root].bits) - 1
+            bounded = bound_sums(quantized.values, self._run, data_max)
+            quantized = replace(quantized, values=bounded)
         self._add_weight(node, replace(quantized, scale=gain * scale))
 
     def _bias(self, node: NodeProto, n_channels: int) -> Tensor:

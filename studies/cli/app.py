@@ -12,6 +12,7 @@ from ...hw_profiles.errors import ParedownError
 from .cache import cache_app
 from .explain import explain
 from .export import export
+from .finetune import finetune
 from .front import front
 from .measure import measure
 from .profiles import profiles_app
@@ -37,6 +38,7 @@ app.command()(search)
 app.command()(front)
 app.command()(report)
 app.command()(explain)
+app.command()(finetune)
 app.command()(export)
 app.command()(verify)
 app.command()(measure)

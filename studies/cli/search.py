@@ -72,9 +72,20 @@ def search(
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
     ] = None,
+    accuracy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="Weights of trials: shared (cut out of one trained network), finetune (trained "
+            "for each) or ptq (no training); default: shared where the task has training data.",
+        ),
+    ] = None,
+    shared_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the shared network's training.")
+    ] = None,
     finetune_epochs: Annotated[
         int | None,
-        typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
+        typer.Option(min=0, help="Epochs of each trial in mode finetune; default: the task's."),
     ] = None,
     tie: Annotated[
         str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
@@ -122,6 +133,8 @@ def search(
             "sampler": sampler,
             "early_stopping": early_stopping,
             "calibration": calibration,
+            "accuracy": accuracy,
+            "shared_epochs": shared_epochs,
             "finetune_epochs": finetune_epochs,
             "space": {"tie": tie, "exclude": exclude or None},
             "constraints": {

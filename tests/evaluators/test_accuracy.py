@@ -7,7 +7,9 @@ from paredown.evaluators.accuracy import (
     evaluate,
     evaluate_in_batches,
     predict,
+    sqnr_db,
     top1_accuracy,
+    top1_agreement,
 )
 from paredown.evaluators.task import Data
 
@@ -121,3 +123,22 @@ def test_few_parts_say_nothing_about_a_metric_that_is_no_share() -> None:
     data = Data(torch.ones(10, 1), torch.ones(10, 1))
     parts = list(evaluate_in_batches(nn.Identity(), data, lambda x, y: 0.5, step=2))
     assert [part.half_width for part in parts] == [*[float("inf")] * 3, 0.0, 0.0]
+
+
+def test_agreement_compares_the_largest_outputs() -> None:
+    reference = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
+    outputs = torch.tensor([[5.0, 6.0], [0.0, 3.0], [0.0, 9.0]])
+    assert top1_agreement(outputs, reference) == pytest.approx(2 / 3)
+
+
+def test_sqnr_of_a_hand_computed_case() -> None:
+    reference = torch.tensor([[3.0, 4.0]])
+    assert sqnr_db(reference + torch.tensor([[0.3, 0.4]]), reference) == pytest.approx(20.0)
+    assert sqnr_db(reference, reference) == 200.0
+
+
+def test_data_of_a_model_agree_with_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    data = Data.from_model(model, torch.randn(6, 4))
+    assert evaluate(model, data, top1_agreement) == 1.0
