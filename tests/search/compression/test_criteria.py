@@ -78,7 +78,7 @@ def test_channels_that_do_not_matter_are_worth_least(name: str) -> None:
     scores = criterion.scores("first", model.first, "out")
     assert scores is not None
     # Nobody reads the last two, for all their large weights.
-    assert scores[2:].max() == 0.0
+    assert scores[2:].max() < 1e-6 * scores[:2].sum()  # rounding, in the Hessian's products
     assert scores[:2].sum() > 0.0
 
 
