@@ -117,8 +117,10 @@ def test_integers(
     sink = Sink(0, "uint8", 0.125 * 2048, 90) if is_quantized else Sink(0)
     product = product_of(kernels.isa, left, right, sink, is_moved=is_moved, threads=1)
     got = multiplied(kernels, product, a, b)
-    steps = [np.int64(v) - z for v, z in zip(values, zero_points, strict=True)]
-    exact = np.matmul(*steps) * 0.125  # powers of two: floats hold it exactly
+    first, second = (v.astype(np.int64) for v in values)
+    exact = (
+        np.matmul(first - zero_points[0], second - zero_points[1]) * 0.125
+    )  # powers of two: floats hold it exactly
     if is_quantized:
         exact = np.clip(np.rint(exact / sink.scale) + 90, 0, 255)
     np.testing.assert_array_equal(got, exact)
