@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -183,10 +183,9 @@ class Lowering:
         if stored is not None:
             return self.emit.store([self.rows(stored)], sink)
         node = self.graph.producer(name)
-        for lower in ROW_RULES.get(node.op, ()) if node is not None else ():
-            found = lower(self, node, sink)
-            if found is not None:
-                return found
+        found = self._lowered(node, ROW_RULES.get(node.op, []), sink) if node is not None else None
+        if found is not None:
+            return found
         if name not in self._plain:
             if name in self._own_rows:
                 self._fall_back(name)
@@ -246,13 +245,17 @@ class Lowering:
             node = self.graph.producer(name)
             if node is None or node.op not in _ACTIVATING or not match.is_only_reader(self.graph):
                 return self.emit.store([self.source(name)], sink)
-        for lower in self._rules(node) if node is not None else ():
-            found = lower(self, node, sink)
-            if found is not None:
-                return found
+        found = self._lowered(node, self._rules(node), sink) if node is not None else None
+        if found is not None:
+            return found
         if not sink.activation.name:
             return self._from_plain(name, sink)
         return self.emit.store([self._from_plain(name, Sink(0))], sink)
+
+    def _lowered(self, node: Node, rules: Iterable[Rule], sink: Sink) -> Image | None:
+        """Return what the first rule that fits makes of a node."""
+        images = (lower(self, node, sink) for lower in rules)
+        return next((image for image in images if image is not None), None)
 
     def _rules(self, node: Node) -> list[Rule]:
         """Return the rules for a node whose output is wanted as an image."""

@@ -174,7 +174,7 @@ def lower_softmax(low: Lowering, node: Node, sink: Sink) -> Image | None:
         **{"acs": source.cp, "aoff": source.origin, "dcs": output.cp, "doff": output.origin},
         **{"behind": output.size},
     }
-    masks = []
+    masks: list[object] = []
     if mask is not None:
         masks, places = mask
         values |= places

@@ -106,7 +106,7 @@ def test_integers(
     rng = np.random.default_rng(math.prod(size))
     shapes = ((b0, b1, m, k), (b0, b1, k, n))
     values = [
-        np.uint8(255 * rng.integers(0, 2, s) if extreme else rng.integers(0, 256, s))
+        (255 * rng.integers(0, 2, s) if extreme else rng.integers(0, 256, s)).astype(np.uint8)
         for s in shapes
     ]
     (left, a), (right, b) = (stored(v, o) for v, o in zip(values, orders, strict=True))
@@ -117,8 +117,10 @@ def test_integers(
     sink = Sink(0, "uint8", 0.125 * 2048, 90) if is_quantized else Sink(0)
     product = product_of(kernels.isa, left, right, sink, is_moved=is_moved, threads=1)
     got = multiplied(kernels, product, a, b)
-    steps = [v.astype(np.int64) - z for v, z in zip(values, zero_points, strict=True)]
-    exact = steps[0] @ steps[1] * 0.125  # powers of two: floats hold it exactly
+    first, second = (v.astype(np.int64) for v in values)
+    exact = (
+        np.matmul(first - zero_points[0], second - zero_points[1]) * 0.125
+    )  # powers of two: floats hold it exactly
     if is_quantized:
         exact = np.clip(np.rint(exact / sink.scale) + 90, 0, 255)
     np.testing.assert_array_equal(got, exact)

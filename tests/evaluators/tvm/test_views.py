@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.views import View, joined
@@ -12,12 +15,12 @@ from paredown.evaluators.tvm.views import View, joined
 few = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 
 
-def view_of(array: np.ndarray) -> View:  # type: ignore[type-arg]  # of any type
+def view_of(array: NDArray[Any]) -> View:
     image = Image(None, "float32", 1, 1, array.size, 1, 1)
     return View(image, array.shape, tuple(s // array.itemsize for s in array.strides))
 
 
-def read(view: View, flat: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def read(view: View, flat: NDArray[Any]) -> NDArray[Any]:
     strides = [s * flat.itemsize for s in view.strides]
     return np.array(np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, strides))
 
