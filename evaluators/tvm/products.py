@@ -34,7 +34,8 @@ def choose_knobs(isa: str, n: int, m: int, *, is_integer: bool) -> Knobs:
     """
     form, has_512 = "f32", isa.startswith("avx512")
     if is_integer:
-        form = {"avx512vnni": "dot", "portable": "plain"}.get(isa, "wide")
+        named = {"avx512vnni": "dot", **dict.fromkeys(("avxvnni", "avx512", "avx2"), "wide")}
+        form = named.get(isa, "plain")
     has_512 = has_512 and form != "wide"
     tiles = [t for t in (_TILES_512 if has_512 else _TILES[form]) if t[1] <= m]
     tiles = [t for t in tiles if t[0] <= n] or [t for t in tiles if t[0] == 8]

@@ -21,7 +21,8 @@ def run(library: str, symbol: str, arrays: list[Any]) -> list[Any]:
     if symbol:
         module[symbol](*tensors)
         return [tensors[-1].numpy()]
-    result = VirtualMachine(module, tvm.cpu())["main"](*tensors)
+    machine = VirtualMachine(module, tvm.cpu())
+    result = machine["main"](*machine["paredown_weights"](), *tensors)  # unpacked from their bits
     results = [result] if hasattr(result, "numpy") else list(result)
     return [tensor.numpy() for tensor in results]
 

@@ -42,10 +42,9 @@ _LINKER = (
     "bin/aarch64-linux-gnu-ld",
 )
 # In the versions of this machine, so that a library means the same on both sides.
-_WHEELS = (
-    *("apache-tvm", "apache-tvm-ffi", "numpy"),
-    *("cloudpickle", "ml-dtypes", "psutil", "typing-extensions"),
-)
+_SHARED = ("apache-tvm", "apache-tvm-ffi", "ml-dtypes", "numpy", "typing-extensions")
+# What TVM's RPC server imports besides, and this machine may lack.
+_SERVER = ("cloudpickle==3.1.2", "psutil==7.2.2")
 # What a device does not need, by the start of its path.
 _LEFT_OUT = (
     *("tvm/lib/libtvm_compiler.so", "tvm/lib/libtvm_runtime_cuda.so"),
@@ -88,7 +87,12 @@ def default_folder() -> Path:
 
 def stamp() -> str:
     """Return what a folder must be made of to be usable with this machine's packages."""
-    return "\n".join([_FORMAT, *(f"{name}=={version(name)}" for name in _WHEELS), ""])
+    return "\n".join([_FORMAT, *_wheels(), ""])
+
+
+def _wheels() -> list[str]:
+    """Return the device's Python packages with their versions."""
+    return [*(f"{name}=={version(name)}" for name in _SHARED), *_SERVER]
 
 
 def is_complete(folder: Path) -> bool:
@@ -203,7 +207,7 @@ def _download_wheels(folder: Path) -> list[Path]:
     command += ["--dest", folder, "--implementation", "cp", "--python-version", "3.11"]
     command += [word for abi in ("cp311", "abi3", "none") for word in ("--abi", abi)]
     command += [word for name in platforms for word in ("--platform", name)]
-    _run([*command, *(f"{name}=={version(name)}" for name in _WHEELS)], tries=3)
+    _run([*command, *_wheels()], tries=3)
     return list(folder.glob("*.whl"))
 
 

@@ -86,8 +86,6 @@ def same_as_reference(run_reference: Run, tmp_path: Path) -> Callable[[onnx.Mode
 class KernelRunner:
     """Runs single kernels of a family on images made of numpy arrays."""
 
-    tried: int | None = None  # settings of a layer, all of them by default
-
     def __init__(self, isa: str, cache: KernelCache) -> None:
         self.isa, self.cache = isa, cache
 
@@ -136,9 +134,7 @@ class KernelRunner:
 
 
 class EmulatedRunner(KernelRunner):
-    """Runs them on an emulated device; there the first setting is what a network gets."""
-
-    tried = 2
+    """Runs them on an emulated device."""
 
     def __init__(self, isa: str, cache: KernelCache, device: Emulator) -> None:
         super().__init__(isa, cache)

@@ -17,6 +17,7 @@ from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.products import Product, choose_knobs
 from paredown.evaluators.tvm.sink import Sink
 from paredown.evaluators.tvm.views import View, joined
+from paredown.hw_profiles import ISAS
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 ORDERS = ((0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2), (0, 2, 3, 1), (3, 2, 1, 0))
@@ -153,7 +154,7 @@ def test_floats(
 
 
 def test_small_matrices_have_settings() -> None:
-    for isa in ("avx512vnni", "avx512", "avx2", "portable"):
+    for isa in ISAS:
         for is_integer in (False, True):
             knobs = choose_knobs(isa, 1, 1, is_integer=is_integer)
             assert (knobs.ocb, knobs.tw) == (8, 1)
