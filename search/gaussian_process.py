@@ -145,7 +145,7 @@ def _negative_log_likelihood(
 def _distances(one: Floats, other: Floats) -> Floats:
     """Return squared distances."""
     squares = (one**2).sum(axis=1)[:, None] + (other**2).sum(axis=1)[None]
-    return np.maximum(squares - 2.0 * one @ other.T, 0.0)
+    return np.asarray(np.maximum(squares - 2.0 * one @ other.T, 0.0))
 
 
 def _matern(squared: Floats) -> tuple[Floats, Floats]:

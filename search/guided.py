@@ -133,7 +133,7 @@ class GuidedSampler(BaseSampler):
     def _limit(self, study: Study, front: Floats) -> Floats:
         """Return the reference point in costs."""
         low, high = front.min(axis=0), front.max(axis=0)
-        default = high + 0.05 * np.maximum(high - low, 1e-9 + 0.01 * np.abs(high))
+        default: Floats = high + 0.05 * np.maximum(high - low, 1e-9 + 0.01 * np.abs(high))
         if self.reference is None:
             return default
         if len(self.reference) != len(low):
@@ -191,7 +191,7 @@ class GuidedSampler(BaseSampler):
         anywhere = encoding.random(rng, _N_FIRST // 8)
         pool = unseen(np.concatenate([near, encoding.mutate(rng, mixed, 1.0), far, anywhere]))
         if not len(pool):
-            return encoding.random(rng, 1)[0]
+            return np.asarray(encoding.random(rng, 1)[0])
         gains = score(pool)
         for _ in range(_N_ROUNDS):
             best = pool[np.argsort(-gains, kind="stable")[:_N_KEPT]]
@@ -200,7 +200,7 @@ class GuidedSampler(BaseSampler):
             if len(more):
                 pool = np.concatenate([pool, more])
                 gains = np.concatenate([gains, score(more)])
-        return pool[int(np.argmax(gains))]
+        return np.asarray(pool[int(np.argmax(gains))])
 
 
 @dataclass
@@ -296,13 +296,7 @@ class _Transform:
             line = np.array([values.mean()])
             scale = max(float(values.std()), 1e-6)
             return cls((), np.empty(0), np.empty(0), line, scale)
-        powers = tuple(
-            max(
-                _POWERS,
-                key=lambda power, p=column: _correlation(np.maximum(p, 0) ** power, values),
-            )
-            for column in prior.T
-        )
+        powers = tuple(_best_power(column, values) for column in prior.T)
         raised = np.maximum(prior, 0.0) ** np.array(powers)
         low = raised.min(axis=0)
         width = np.maximum(np.ptp(raised, axis=0), 1e-12)
@@ -332,7 +326,14 @@ class _Transform:
         return (values - self.mean(prior, len(values))) / self.scale
 
     def _raised(self, prior: Floats) -> Floats:
-        return (np.maximum(prior, 0.0) ** np.array(self.powers) - self.low) / self.width
+        raised = np.maximum(prior, 0.0) ** np.array(self.powers)
+        return np.asarray((raised - self.low) / self.width)
+
+
+def _best_power(costs: Floats, values: Floats) -> float:
+    """Return the power of a prior's cost that is nearest to a straight line."""
+    shares = [_correlation(np.maximum(costs, 0.0) ** power, values) for power in _POWERS]
+    return _POWERS[int(np.argmax(shares))]
 
 
 def _correlation(one: Floats, other: Floats) -> float:

@@ -152,6 +152,27 @@ class Objective:
             path.unlink()
             artifact.unlink()
 
+    def measure_again(self, model: Path) -> Latency:
+        """Build a model that was measured before, and time it anew.
+
+        Args:
+            model: Its ONNX file.
+
+        Raises:
+            EvaluationError: If a step fails.
+        """
+        assert self._baseline is not None
+        artifact = self._folder / f"again{self._suffix}"
+        self._worker.build(self._runtime, model, artifact, self._profile)
+        return measure_latency(
+            self._worker,
+            self._runtime,
+            artifact,
+            baseline=self._baseline.artifact,
+            threads=self._profile.threads,
+            protocol=self._protocol,
+        )
+
     def evaluate(
         self,
         candidate: Candidate,
@@ -197,7 +218,7 @@ class Objective:
         if watch.gate is not None:
             report("accuracy of some samples")
             next(partial)
-        running = self._executor.submit(lambda: list(partial)[-1:] or [watch.accuracy])
+        running = self._executor.submit(lambda: [*partial, watch.accuracy][-1])
         try:
             report("compiling")
             artifact = self._build(path)
@@ -212,7 +233,7 @@ class Objective:
             watch.latency_us = max(0.0, found.latency_us - found.latency_spread_us)
             if not running.done():
                 report("accuracy")
-            (accuracy,) = running.result()
+            accuracy = running.result()
         except BaseException:
             watch.is_over = True
             wait([running])

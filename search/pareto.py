@@ -6,6 +6,7 @@ All costs are minimised; a value to maximise enters with its sign changed.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -191,9 +192,7 @@ def _staircase_ranks(points: NDArray[np.float64]) -> NDArray[np.intp]:
     ranks = np.empty(len(points), dtype=np.intp)
     for place, row in enumerate(points.tolist()):
         y, z = row[1], row[-1]
-        rank = bisect_left(
-            range(len(stairs)), True, key=lambda rank, y=y, z=z: not dominates(rank, y, z)
-        )
+        rank = _first(len(stairs), lambda rank: not dominates(rank, y, z))  # noqa: B023  # at once
         if rank == len(stairs):
             stairs.append(([], []))
         _insert_step(*stairs[rank], y, z)
@@ -210,14 +209,17 @@ def _pairwise_ranks(points: NDArray[np.float64]) -> NDArray[np.intp]:
 
     ranks = np.empty(len(points), dtype=np.intp)
     for place, point in enumerate(points):
-        rank = bisect_left(
-            range(len(fronts)), True, key=lambda rank, point=point: not dominates(rank, point)
-        )
+        rank = _first(len(fronts), lambda rank: not dominates(rank, point))  # noqa: B023  # at once
         if rank == len(fronts):
             fronts.append([])
         fronts[rank].append(place)
         ranks[place] = rank
     return ranks
+
+
+def _first(count: int, is_true: Callable[[int], bool]) -> int:
+    """Return the first place from which on something is true, by bisection."""
+    return bisect_left(range(count), True, key=is_true)
 
 
 def _insert_step(ys: list[float], zs: list[float], y: float, z: float) -> None:

@@ -19,12 +19,12 @@ from .errors import SpaceError
 from .layers import trace_layers
 from .options import (
     LayerInfo,
-    LayerRule,
     PruningGroup,
     SpaceSettings,
     group_options,
     layer_options,
 )
+from .rules import LayerRule
 from .ties import group_leaders, layer_leaders, share_options
 
 __all__ = [

@@ -151,7 +151,7 @@ def _identity(study: StudyRecord) -> dict[str, Any]:
     settings = asdict(study.settings)
     constraints = settings.pop("constraints")
     # How candidates are chosen does not change what their numbers mean.
-    for name in ("sampler", "early_stopping"):
+    for name in ("sampler", "early_stopping", "reference"):
         settings.pop(name)
     profile = asdict(study.profile)
     facts = {key: value for key, value in profile.items() if key not in _DESCRIPTIVE}

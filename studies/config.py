@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..hw_profiles.errors import ParedownError
 from ..search.rules import LayerRule
-from .records import Constraints, StudySettings
+from .records import Constraints, Reference, StudySettings
 
 Location = tuple[str, ...]
 
@@ -29,6 +29,19 @@ class ConstraintOptions(BaseModel):
     min_accuracy: float | None = None
     max_latency_us: float | None = Field(default=None, gt=0)
     max_size_bytes: int | None = Field(default=None, gt=0)
+    min_speedup: float | None = Field(default=None, gt=0)
+    min_shrink: float | None = Field(default=None, gt=0)
+    max_accuracy_drop: float | None = None
+
+
+class ReferenceOptions(BaseModel):
+    """What is of no use any more; the search looks for points better than it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    accuracy: float | None = None
+    size_bytes: int | None = Field(default=None, gt=0)
+    latency_us: float | None = Field(default=None, gt=0)
 
 
 class LayerOptions(BaseModel):
@@ -84,6 +97,7 @@ class StudyConfig(BaseModel):
     shared_epochs: int | None = Field(default=None, ge=1)
     finetune_epochs: int | None = Field(default=None, ge=0)
     constraints: ConstraintOptions = ConstraintOptions()
+    reference: ReferenceOptions = ReferenceOptions()
     space: SpaceOptions = SpaceOptions()
 
     @field_validator("storage")
@@ -95,7 +109,6 @@ class StudyConfig(BaseModel):
 
     def settings(self) -> StudySettings:
         """Return the part that fixes what the study's numbers mean."""
-        values = self.constraints
         return StudySettings(
             seed=self.seed,
             runtime=self.runtime,
@@ -115,9 +128,8 @@ class StudyConfig(BaseModel):
             exclude=self.space.exclude,
             tie=self.space.tie,
             rules=tuple(LayerRule(**rule.model_dump()) for rule in self.space.layers),
-            constraints=Constraints(
-                values.min_accuracy, values.max_latency_us, values.max_size_bytes
-            ),
+            constraints=Constraints(**self.constraints.model_dump()),
+            reference=Reference(**self.reference.model_dump()),
         )
 
 

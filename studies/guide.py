@@ -6,6 +6,7 @@ where it was, and `paredown explain` can show them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -244,17 +245,18 @@ class Guide:
 def reference_values(record: StudyRecord, baseline: TrialRecord) -> tuple[float, float, float]:
     """Return what is just of no use any more: accuracy, bytes and microseconds.
 
-    That is a tenth of the uncompressed model's accuracy less, its size and its latency, or the
-    study's bounds where they are tighter.
+    That is what the study says, else a tenth of the uncompressed model's accuracy less, its size
+    and its latency; or the study's bounds where they are tighter.
     """
     accuracy, size, latency = baseline.values
     sign = 1.0 if record.higher_is_better else -1.0
-    constraints = record.settings.constraints
-    worst = accuracy - sign * _INTEREST * abs(accuracy)
-    if constraints.min_accuracy is not None:
-        worst = sign * max(sign * worst, sign * constraints.min_accuracy)
+    wanted, bounds = record.settings.reference, record.bounds
+    worst = [accuracy - sign * _INTEREST * abs(accuracy) if wanted.accuracy is None
+             else wanted.accuracy]  # fmt: skip
+    if bounds.min_accuracy is not None:
+        worst.append(bounds.min_accuracy)
     return (
-        worst,
-        min(size, constraints.max_size_bytes or size),
-        min(latency, constraints.max_latency_us or latency),
+        sign * max(sign * value for value in worst),
+        min(wanted.size_bytes or size, bounds.max_size_bytes or math.inf),
+        min(wanted.latency_us or latency, bounds.max_latency_us or math.inf),
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
 from ..search.rules import LayerRule
-from .records import Constraints, StudyRecord, StudySettings, TrialRecord
+from .records import Constraints, Reference, StudyRecord, StudySettings, TrialRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +39,7 @@ DEFAULT_STORAGE = "sqlite:///paredown.db"
 MODELS_DIR_VARIABLE = "PAREDOWN_MODELS"
 META_KEY = "paredown"
 META_VERSION = 1
+AGAIN_KEY = "paredown:again:"
 MEASURES = (
     "accuracy",
     "size_bytes",
@@ -197,9 +198,9 @@ def read_study(storage: str | RDBStorage, name: str) -> StudyRecord:
         )
     with storage_errors(opened.url):
         study_id = opened.get_study_id_from_name(name)
-        meta = opened.get_study_user_attrs(study_id)[META_KEY]
+        attrs = opened.get_study_user_attrs(study_id)
         frozen = opened.get_all_trials(study_id, deepcopy=False)
-    return _study_record(name, opened.url, meta, frozen)
+    return _study_record(name, opened.url, attrs, frozen)
 
 
 def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
@@ -295,6 +296,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")
+    measures: dict[str, Any] = {name: attrs.get(name) for name in MEASURES}
     times = attrs.get("layer_times")
     return TrialRecord(
         number=trial.number,
@@ -308,13 +310,40 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         finetuned_from=attrs.get("finetuned_from"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
-        **{name: attrs.get(name) for name in MEASURES},
+        **measures,
+    )
+
+
+def add_latency(storage: BaseStorage, study_name: str, number: int, latency: Latency) -> None:
+    """Keep a later measurement of a trial, whose own attributes are closed."""
+    study_id = storage.get_study_id_from_name(study_name)
+    key = f"{AGAIN_KEY}{number}"
+    known = storage.get_study_user_attrs(study_id).get(key, [])
+    storage.set_study_user_attr(study_id, key, [*known, latency.to_json()])
+
+
+def with_later_latencies(
+    trials: Sequence[TrialRecord], baseline: TrialRecord | None, attrs: Mapping[str, Any]
+) -> tuple[TrialRecord, ...]:
+    """Return trials with the later measurements that are among a study's attributes."""
+    if baseline is None or baseline.latency_us is None:
+        return tuple(trials)
+    found = {
+        int(key.removeprefix(AGAIN_KEY)): [Latency.from_json(item) for item in value]
+        for key, value in attrs.items()
+        if key.startswith(AGAIN_KEY)
+    }
+    us = baseline.latency_us
+    return tuple(
+        trial.with_latencies(found[trial.number], us) if trial.number in found else trial
+        for trial in trials
     )
 
 
 def _study_record(
-    name: str, url: str, meta: Mapping[str, Any], frozen: list[FrozenTrial]
+    name: str, url: str, attrs: Mapping[str, Any], frozen: list[FrozenTrial]
 ) -> StudyRecord:
+    meta = attrs[META_KEY]
     if meta.get("version") != META_VERSION:
         raise StorageError(
             f"Study '{name}' must have version {META_VERSION}, but has {meta.get('version')}. "
@@ -323,6 +352,7 @@ def _study_record(
     started = [trial for trial in frozen if trial.state is not TrialState.WAITING]
     trials = tuple(trial_record(trial) for trial in started)
     baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
+    trials = with_later_latencies(trials, baseline, attrs)
     return StudyRecord(
         name=name,
         task=meta["task"],
@@ -365,11 +395,13 @@ def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
         values["tie"] = tuple(tuple(patterns) for patterns in values["tie"])
     values["rules"] = tuple(_rule_from_json(rule) for rule in values.get("rules", ()))
     values["constraints"] = Constraints(**values["constraints"])
+    values["reference"] = Reference(**values.get("reference", {}))
     return StudySettings(**values)
 
 
 def _rule_from_json(rule: Mapping[str, Any]) -> LayerRule:
-    return LayerRule(**{k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
+    return LayerRule(**values)
 
 
 def _check_sqlite_file(path: Path, must_exist: bool) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from ..evaluators.measurement import EvaluationError, Latency
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
 from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
@@ -23,7 +25,15 @@ from .errors import StudyError
 from .observer import Observer, StopSignal
 from .processes import is_dead, this_process
 from .records import INTERRUPTED, StudyRecord, TrialRecord
-from .storage import save_model, set_trial_attributes, trial_id_of, trial_record
+from .storage import (
+    add_latency,
+    models_dir,
+    save_model,
+    set_trial_attributes,
+    trial_id_of,
+    trial_record,
+    with_later_latencies,
+)
 
 MAX_FAILURES_IN_A_ROW = 5
 MAX_REPEATS_IN_A_ROW = 5
@@ -40,6 +50,10 @@ class Evaluator(Protocol):
         self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
     ) -> Evaluation:
         """Measure one candidate, telling `report` which step begins, until the gate closes."""
+        ...
+
+    def measure_again(self, model: Path) -> Latency:
+        """Time a model that was measured before."""
         ...
 
     def discard(self, evaluation: Evaluation) -> None:
@@ -130,7 +144,27 @@ class TrialLoop:
                     self._observer.message(
                         "Every candidate that could be found in the search space is evaluated."
                     )
-                    return
+                    break
+            if not self._stop.is_requested:
+                self._confirm_front(deadline)
+
+    def _confirm_front(self, deadline: float | None) -> None:
+        """Time the points of the front once more: the luckiest of many measurements lead it."""
+        waiting = [t for t in self._record.front() if not t.again and not t.is_baseline]
+        for place, trial in enumerate(waiting, start=1):
+            late = deadline is not None and time.monotonic() >= deadline
+            if late or self._stop.is_requested or trial.model_file is None:
+                return
+            self._observer.preparing(f"timing the front again, {place} of {len(waiting)}")
+            model = models_dir(self._storage.url) / trial.model_file
+            try:
+                latency = self._objective.measure_again(model)
+            except EvaluationError as error:
+                self._observer.message(f"Trial {trial.number} could not be timed again: {error}")
+                continue
+            with self._stop.shield():
+                add_latency(self._storage, self._record.name, trial.number, latency)
+        self.refresh()
 
     def _use_guide(self) -> None:
         """Let the guide learn; what it advises is tried before the sampler is asked."""
@@ -150,6 +184,7 @@ class TrialLoop:
             if trial.state is not TrialState.WAITING
         )
         baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
+        trials = with_later_latencies(trials, baseline, self._study.user_attrs)
         self._record = replace(self._record, trials=trials, baseline=baseline)
         return self._record
 
@@ -203,7 +238,7 @@ class TrialLoop:
         least = 0.0
         if expected is not None:
             least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
-        bounds = settings.constraints
+        bounds = record.bounds
         sign = -1.0 if record.higher_is_better else 1.0
         front = record.front()
         return Gate(
@@ -302,9 +337,11 @@ class TrialLoop:
         self._report(trial.number)
 
     def _constrain(self, trial: optuna.Trial, values: tuple[float, float, float]) -> None:
-        missed = self._record.settings.constraints.violations(
-            *values, higher_is_better=self._record.higher_is_better
-        )
+        record = self._record
+        bounds = record.bounds
+        if record.baseline is None:  # this is it
+            bounds = bounds.resolve(values, higher_is_better=record.higher_is_better)
+        missed = bounds.violations(*values, higher_is_better=record.higher_is_better)
         for name, value in missed.items():
             trial.set_constraint(name, value)
 

@@ -114,9 +114,8 @@ class LatencyModel:
                 [ins[:, place], outs[:, place], choices.weight_bits[:, place],
                  choices.activation_bits[:, place]], axis=1,
             )  # fmt: skip
-            # The operations of a depthwise layer fall with its outputs alone.
-            us = self._guess(place, keys, work[:, place]) if layer is None else None
-            columns.append(us if layer is None else layer(keys, work[:, place]))
+            left = work[:, place]
+            columns.append(self._guess(place, keys, left) if layer is None else layer(keys, left))
         return np.stack(columns, axis=1)
 
     def _predict_other(self, choices: Choices) -> Floats:

@@ -103,6 +103,15 @@ def search(
     max_size_bytes: Annotated[
         int | None, typer.Option(help="Largest size of a feasible trial.")
     ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="How many times faster than the uncompressed model.")
+    ] = None,
+    min_shrink: Annotated[
+        float | None, typer.Option(help="How many times smaller than the uncompressed model.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Most accuracy that may be lost.")
+    ] = None,
     output: TextFormatOption = "table",
 ) -> None:
     """Search pruning ratios and bit widths of a trained model on a device.
@@ -141,6 +150,9 @@ def search(
                 "min_accuracy": min_accuracy,
                 "max_latency_us": max_latency_us,
                 "max_size_bytes": max_size_bytes,
+                "min_speedup": min_speedup,
+                "min_shrink": min_shrink,
+                "max_accuracy_drop": max_accuracy_drop,
             },
         },
         file,

@@ -15,13 +15,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-import plotly.graph_objects as go
+import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly has no types
 from numpy.typing import NDArray
-from search_table import Table, load_table
 
 from paredown.search.guided import GuidedSampler
 from paredown.search.knowledge.latency_model import LatencyModel, LatencySample
@@ -30,6 +29,11 @@ from paredown.search.knowledge.warm_starts import knapsack_front, spread
 from paredown.search.pareto import hypervolume_history
 from paredown.search.samplers import make_sampler
 from paredown.studies.tasks.cache import cache_dir
+
+if TYPE_CHECKING:
+    from tests.benchmarks.search_table import Table, load_table
+else:  # run as a script, this folder is where modules are looked for
+    from search_table import Table, load_table
 
 Floats = NDArray[np.float64]
 Prior = Callable[[Sequence[str], NDArray[np.int64]], Floats]

@@ -84,7 +84,9 @@ def test_a_prior_helps() -> None:
 @pytest.mark.slow
 def test_a_suggestion_is_cheap() -> None:
     study = optuna.create_study(directions=["minimize"] * 3, sampler=GuidedSampler(0, prior))
-    distributions = {f"b{i}": optuna.distributions.IntDistribution(2, 8) for i in range(N)}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        f"b{i}": optuna.distributions.IntDistribution(2, 8) for i in range(N)
+    }
     rng = np.random.default_rng(0)
     for _ in range(190):
         params = {name: int(rng.integers(2, 9)) for name in distributions}
