@@ -222,7 +222,7 @@ def main() -> None:
     table = load_table(file, arguments.task, arguments.profile)
     print(
         f"{table.n_candidates} candidates; median error of the fits: latency "
-        f"{table.latency_error:.2%}, accuracy {100 * table.accuracy_error:.2f} points held out"
+        f"{table.latency_error:.2%}, accuracy {100 * table.accuracy_error:.2f} points above 0.8"
     )
     result = compare(table, arguments.samplers.split(","), arguments.seeds, arguments.trials)
     if arguments.spaces_trials:

@@ -2,8 +2,8 @@
 
 Every choice of every layer is timed in place on this machine, in turns with the uncompressed
 model; the latency of a candidate is the sum of its layers, corrected to whole networks. Sizes are
-exact. Accuracy is a model with all pairwise interactions, fitted to candidates that were measured
-on the first `N_SAMPLES` of the validation data. What was measured is kept after each candidate, so
+exact. Accuracy is scikit-learn's Gaussian process, fitted to candidates that were measured on the
+first `N_SAMPLES` of the validation data. What was measured is kept after each candidate, so
 that it can be interrupted.
 """
 
@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeCV
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.model_selection import cross_val_predict
 
 from paredown.evaluators.accuracy import evaluate
 from paredown.evaluators.latency import measure_latency
@@ -45,10 +48,11 @@ RUNTIME = "tvm"
 N_PROBES = 10
 SETTINGS = SpaceSettings(activation_bits=(8,), include_float=False, tie="block")
 N_SAMPLES = 5000
-_MIN_ROWS = 250
+_MIN_ROWS = 200
 _N_ACCURACIES = 160  # rows whose accuracy is measured
 _WHOLE_STEP = 4  # of the rows whose whole network is timed
-_CHUNK = 1 << 18
+_CHUNK = 1 << 17
+_GOOD = 0.8  # accuracy above which the fit's error is reported
 _WORST_LOSS = 0.1  # of accuracy; candidates that lose more do not count
 
 
@@ -116,38 +120,30 @@ class Table:
         is_known = [row.accuracy is not None for row in self.rows]
         accuracy = np.array([row.accuracy for row in self.rows if row.accuracy is not None])
         target = np.log(accuracy / (1.001 - accuracy))
-        design = self._features(values[is_known])
-        self._ridge = RidgeCV(alphas=np.logspace(-2, 3, 16)).fit(design, target)
-        folds = np.arange(len(target)) % 10
-        guesses = np.empty(len(target))
-        for fold in range(10):
-            fitted = RidgeCV(alphas=[self._ridge.alpha_]).fit(
-                design[folds != fold], target[folds != fold]
-            )
-            guesses[folds == fold] = fitted.predict(design[folds == fold])
-        self.accuracy_error = float(np.median(np.abs(_sigmoid(guesses) - accuracy)))
+        inputs = self._bent(values[is_known])
+        kernel = ConstantKernel() * Matern(np.ones(inputs.shape[1]), nu=2.5) + WhiteKernel(0.01)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a bound of a length is reached
+            model = GaussianProcessRegressor(kernel, normalize_y=True)
+            guesses = _sigmoid(cross_val_predict(model, inputs, target, cv=10))
+            self._accuracy = model.fit(inputs, target)
+        gaps = np.abs(guesses - accuracy)
+        self.accuracy_error = float(np.median(gaps[accuracy > _GOOD]))
 
-    def _features(self, values: Ints) -> Floats:
-        """Return each parameter's place, its square, and all products of two places."""
-        places = np.stack(
-            [
-                np.searchsorted(self.options[name], values[:, column])
-                / (len(self.options[name]) - 1)
-                for column, name in enumerate(self.names)
-            ],
-            axis=1,
-        )
-        # Losses fall by a factor with each step, so that is what adds up.
-        bent = np.exp(-3.0 * places)
-        pairs = [bent[:, a] * bent[:, b] for a, b in combinations(range(len(self.names)), 2)]
-        return np.column_stack([places, bent, *pairs])
+    def _bent(self, values: Ints) -> Floats:
+        """Return how little each parameter leaves: losses fall by a factor with each step."""
+        columns = [
+            np.searchsorted(self.options[name], values[:, column]) / (len(self.options[name]) - 1)
+            for column, name in enumerate(self.names)
+        ]
+        return np.exp(-3.0 * np.stack(columns, axis=1))
 
     def costs(self, values: Ints) -> Floats:
         """Return accuracy lost, bytes and microseconds of candidates, shape `(n, 3)`."""
         choices = Choices.from_params(self.space, self.names, values)
         size = self._sizes.size_bytes(choices).sum(axis=1) + self.size_offset
         latency, _ = self._latency.predict(choices)
-        accuracy = _sigmoid(self._ridge.predict(self._features(values)))
+        accuracy = _sigmoid(self._accuracy.predict(self._bent(values)))
         return np.stack([self.baseline_accuracy - accuracy, size, latency], axis=1)
 
     @cached_property
