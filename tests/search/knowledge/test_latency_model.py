@@ -5,6 +5,7 @@ from math import prod
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from paredown.evaluators.layer_times import LayerTimes
 from paredown.search.candidate import Candidate
@@ -42,12 +43,13 @@ def sample(candidate: Candidate) -> LatencySample:
     return LatencySample(candidate, times, 0.95 * times.total_us - 2.0)
 
 
-def errors(model: LatencyModel, n: int = 100) -> np.ndarray:
+def errors(model: LatencyModel, n: int = 100) -> NDArray[np.float64]:
     rng = np.random.default_rng(7)
     candidates = [SPACE.random(rng) for _ in range(n)]
     mean, _ = model.predict(Choices.of(SPACE, candidates))
     measured = np.array([sample(c).latency_us for c in candidates])
-    return np.abs(mean / measured - 1.0)
+    found: NDArray[np.float64] = np.abs(mean / measured - 1.0)
+    return found
 
 
 @pytest.fixture
