@@ -18,6 +18,7 @@ PARTS_PER_THREAD = 4  # of parallel loops whose steps are small
 # Tiles (columns, rows), the fastest first.
 _TILES = {
     "f32": ((16, 6), (8, 8), (16, 4), (8, 4), (16, 2), (8, 2), (16, 1), (8, 1)),
+    "dot": ((16, 4), (8, 8), (16, 2), (8, 4), (8, 2), (16, 1), (8, 1)),
     "wide": ((16, 2), (8, 4), (8, 2), (16, 1), (8, 1)),
     "plain": ((8, 4), (8, 2), (8, 1)),
 }
@@ -34,8 +35,8 @@ def choose_knobs(isa: str, n: int, m: int, *, is_integer: bool) -> Knobs:
     """
     form, has_512 = "f32", isa.startswith("avx512")
     if is_integer:
-        named = {"avx512vnni": "dot", **dict.fromkeys(("avxvnni", "avx512", "avx2"), "wide")}
-        form = named.get(isa, "plain")
+        is_plain = isa == "portable" or isa.startswith("neon")
+        form = "plain" if is_plain else "dot" if isa.endswith("vnni") else "wide"
     has_512 = has_512 and form != "wide"
     tiles = [t for t in (_TILES_512 if has_512 else _TILES[form]) if t[1] <= m]
     tiles = [t for t in tiles if t[0] <= n] or [t for t in tiles if t[0] == 8]

@@ -17,7 +17,7 @@ from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.products import Product, choose_knobs
 from paredown.evaluators.tvm.sink import Sink
 from paredown.evaluators.tvm.views import View, joined
-from paredown.hw_profiles import ISAS
+from paredown.hw_profiles.isa import ISAS
 
 few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 ORDERS = ((0, 1, 2, 3), (0, 2, 1, 3), (0, 1, 3, 2), (0, 2, 3, 1), (3, 2, 1, 0))
@@ -34,20 +34,13 @@ def stored(values: NDArray[Any], order: tuple[int, ...]) -> tuple[View, NDArray[
 
 def multiplied(kernels: Any, product: Product, left: Any, right: Any) -> NDArray[Any]:
     """Run both kernels; return what is in the output's view."""
-    import tvm
-
-    tensor = tvm.runtime.tensor
-    packed = tensor(np.full(product.packed_size, 7, product.packed_dtype))
     pack, kernel = product.pack_kernel(), product.kernel()
-    parameters = map(tensor, parameter_arrays(pack, product.packing()))
-    kernels.cache.function(pack)(tensor(right), *parameters, packed)
+    packed = np.full(product.packed_size, 7, product.packed_dtype)
+    packed = kernels.call(pack, [right, *parameter_arrays(pack, product.packing()), packed])
     image, view = product.output.image, product.output
-    output = tensor(np.full(image.size, 77, image.dtype))
-    parameters = map(tensor, parameter_arrays(kernel, product.multiplying()))
-    kernels.cache.function(kernel)(
-        tensor(left), packed, *map(tensor, product.constants()), *parameters, output
-    )
-    flat = output.numpy()
+    parameters = parameter_arrays(kernel, product.multiplying())
+    output = np.full(image.size, 77, image.dtype)
+    flat = kernels.call(kernel, [left, packed, *product.constants(), *parameters, output])
     assert (
         flat[image.n * image.plane :] == (77 if image.cp == image.c else image.zero_point)
     ).all()
