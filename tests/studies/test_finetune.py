@@ -57,7 +57,7 @@ def worst(study: StudyRecord) -> int:
 def test_a_trial_gets_better_and_becomes_a_new_one(study: StudyRecord, distill: bool) -> None:
     said: list[str] = []
     number = worst(study)
-    options = FinetuneOptions(epochs=12, batch_size=16, distill=distill)
+    options = FinetuneOptions(epochs=20, lr=1e-2, batch_size=16, distill=distill)
 
     added = finetune_trial(study, number, options, report=said.append)
 
@@ -71,7 +71,7 @@ def test_a_trial_gets_better_and_becomes_a_new_one(study: StudyRecord, distill: 
     assert added.size_bytes == before.size_bytes
     assert added.latency_us is not None
     assert load_model(record, added) != load_model(record, before)
-    assert any(line.startswith("fine-tuning: epoch 12 of 12") for line in said)
+    assert any(line.startswith("fine-tuning: epoch 20 of 20") for line in said)
     assert record.n_finished == len(record.complete)
 
 
