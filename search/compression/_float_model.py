@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 
 from onnx import ModelProto, NodeProto
@@ -62,12 +61,7 @@ class FloatModel:
         return input_grams(self.model.graph, self.module, self.batch)
 
     def layer_values(
-        self,
-        candidate: Candidate,
-        *,
-        search: bool,
-        by_outputs: bool,
-        scales: Mapping[str, Tensor] | None = None,
+        self, candidate: Candidate, *, search: bool, by_outputs: bool
     ) -> dict[str, LayerValues]:
         """Return scales and rounded weights of the integer layers, found once for each width.
 
@@ -76,7 +70,6 @@ class FloatModel:
             search: Whether scales minimise the squared error or cover all weights.
             by_outputs: Whether weights are rounded so that the outputs change least; else they
                 are left to be rounded to the nearest step.
-            scales: By the names of layers, instead of those that would be found.
         """
         nodes = layer_nodes(self.model.graph)
         floats: dict[str, Tensor] | None = None
@@ -92,10 +85,8 @@ class FloatModel:
                             k: to_tensor(v) for k, v in initializers(self.model.graph).items()
                         }
                     weight = floats[node.input[1]]
-                    scale = (scales or {}).get(name)
-                    if scale is None:
-                        axis = output_axis(node)
-                        scale = weight_scales(weight, choice.weight_bits, axis, search=search)
+                    axis = output_axis(node)
+                    scale = weight_scales(weight, choice.weight_bits, axis, search=search)
                     self._values[key] = LayerValues(scale=scale)
                     if by_outputs:
                         rounded = self._rounded(node, weight, scale, choice.weight_bits)

@@ -19,7 +19,6 @@ from ...evaluators.onnx_module import OnnxModule
 from ...evaluators.size import model_size_bytes
 from ...evaluators.task import Data, Task
 from ..candidate import Candidate
-from ..layers import LAYER_TYPES
 from ..space import SearchSpace
 from ..training import Log, Precision, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
@@ -30,10 +29,8 @@ from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
 from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
 from .quantization import LayerValues, quantize
-from .quantizer import along
 from .reconstruction import layer_outputs, reconstruct
-from .shared import SharedNetwork, SlicedModel
-from .surgery import channel_dim
+from .shared import SharedNetwork
 
 __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
 
@@ -59,6 +56,8 @@ class CompressionSettings:
             least, not to the nearest step.
         reconstruct: Whether layers of a pruned model get the weights with which their outputs come
             nearest to those of the whole model.
+        shared_only: Whether candidates have the weights of the shared network, if there is one,
+            also where the rounded weights of the task's model come nearer to its outputs.
         accumulation_run: Steps of products that weights allow to be summed in 16 bits; None leaves
             the weights as they are.
         correction: Whether biases and scales undo the change of mean and spread of each channel
@@ -76,6 +75,7 @@ class CompressionSettings:
     search_scales: bool = True
     round_by_outputs: bool = True
     reconstruct: bool = True
+    shared_only: bool = False
     accumulation_run: int | None = None
     correction: bool = True
     finetune_epochs: int = 0
@@ -185,22 +185,13 @@ class Compressor:
         self.space.check(candidate)
         if candidate == self.space.baseline():
             model = copy.deepcopy(self._unpruned.model)
-        elif self.shared is not None:
-            base, values = self._cut(self.shared, candidate, say)
-            if self.settings.round_by_outputs:
-                values |= self._corrections(base, values, candidate)
-            model = self._quantize(base, values, candidate, say)
+        elif self.shared is None:
+            model = self._rounded(candidate, say)
+        elif self.settings.shared_only or self.settings.finetune_epochs:
+            model = self._cut(self.shared, candidate, say)
         else:
-            base = self._float_model(candidate, say)
-            settings = self.settings
-            values = base.layer_values(
-                candidate,
-                search=settings.search_scales,
-                # A training begins better with the weights as they are.
-                by_outputs=settings.round_by_outputs and not settings.finetune_epochs,
-            )
-            values |= self._corrections(base, values, candidate)
-            model = self._quantize(base, values, candidate, say)
+            ways = (self._cut(self.shared, candidate, say), self._rounded(candidate, say))
+            model = min(ways, key=self._distance)
         set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
         return CompressedModel(candidate, model, OnnxModule(model), model_size_bytes(model))
 
@@ -261,20 +252,42 @@ class Compressor:
             )
         return filled
 
-    def _cut(
-        self, shared: SharedNetwork, candidate: Candidate, say: Report
-    ) -> tuple[FloatModel, dict[str, LayerValues]]:
-        """Cut a candidate out of the shared network, and put its normalisation right."""
+    def _cut(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> ModelProto:
+        """Make a candidate with the weights of the shared network."""
         say("cutting from the shared network")
-        by_outputs = self.settings.round_by_outputs and not self.settings.finetune_epochs
-        part = shared.cut(candidate, is_rounded=not by_outputs)
+        part = shared.cut(candidate)
         reestimate_batch_norm(part.module, self._statistics)
         folded = fold_batch_norm(part.module, self.task.example_input)
         base = self._fill(folded)
-        scales = _folded_scales(part, folded)
-        return base, base.layer_values(
-            candidate, search=True, by_outputs=by_outputs, scales=scales
+        nodes = layer_nodes(base.model.graph)
+        values = {
+            node.name: LayerValues(scale=scale)
+            for name, scale in part.folded_scales(folded).items()
+            for node in nodes[name]
+        }
+        return self._quantize(base, values, candidate, say)
+
+    def _rounded(self, candidate: Candidate, say: Report) -> ModelProto:
+        """Make a candidate with the weights of the task's model."""
+        settings = self.settings
+        base = self._float_model(candidate, say)
+        values = base.layer_values(
+            candidate,
+            search=settings.search_scales,
+            # A training begins better with the weights as they are.
+            by_outputs=settings.round_by_outputs and not settings.finetune_epochs,
         )
+        values |= self._corrections(base, values, candidate)
+        return self._quantize(base, values, candidate, say)
+
+    def _distance(self, model: ModelProto) -> float:
+        """Return how far a model's outputs are from the uncompressed one's, on training data."""
+        outputs = predict(OnnxModule(model), self._statistics)
+        return distillation_loss(outputs, self._wanted_statistics).item()
+
+    @cached_property
+    def _wanted_statistics(self) -> Tensor:
+        return predict(self._original, self._statistics)
 
     def _corrections(
         self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
@@ -339,7 +352,7 @@ class Compressor:
 
     @cached_property
     def _statistics(self) -> Tensor:
-        """Samples that batch normalisation of a slice is estimated on, as in training."""
+        """Samples as in training, that batch normalisation of a slice is estimated on."""
         assert self.task.train is not None  # else there is no shared network
         inputs = self.task.train.inputs
         n_samples = min(len(inputs), _STATISTICS_BATCHES * batch_size(inputs[0]))
@@ -361,29 +374,6 @@ def _is_close(outputs: Tensor, expected: Tensor) -> bool:
     if outputs.shape != expected.shape:
         return False
     return bool((outputs - expected).abs().max() <= _TOLERANCE * expected.abs().max() + 1e-6)
-
-
-def _folded_scales(part: SlicedModel, folded: nn.Module) -> dict[str, Tensor]:
-    """Return the scales of rounded weights after their normalisation was folded into them.
-
-    Folding multiplies each channel by a number, and so the step between its weights. A layer
-    where it does something else (groups of a transposed convolution share their scales) is left
-    out; its scales are searched for anew.
-    """
-    scales: dict[str, Tensor] = {}
-    for name, scale in part.scales.items():
-        layer = part.module.get_submodule(name)
-        assert isinstance(layer, LAYER_TYPES)
-        axis = channel_dim(layer, "out")
-        before = layer.weight.detach().abs()
-        after = folded.get_submodule(name).get_parameter("weight").detach().abs()
-        peaks = [w.movedim(axis, 0).flatten(1).amax(dim=1) for w in (before, after)]
-        growth = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
-        expected = before * along(growth, axis, before.ndim)
-        if torch.allclose(after, expected, rtol=1e-4, atol=0.0):
-            # A channel whose weights are all zero has any scale, but it must be positive.
-            scales[name] = scale * torch.where(growth > 0, growth, 1.0)
-    return scales
 
 
 def _corrected(values: LayerValues, correction: Correction) -> LayerValues:

@@ -27,13 +27,38 @@ class SlicedModel:
     """A candidate cut out of the shared network.
 
     Attributes:
-        module: The pruned model; statistics of its batch normalisation are those of the whole
-            network and have to be taken anew.
+        module: The pruned model; weights of integer layers are rounded, statistics of batch
+            normalisation are those of the whole network and have to be taken anew.
         scales: Scale of each output channel of the integer layers, by their names.
     """
 
     module: nn.Module
     scales: Mapping[str, Tensor]
+
+    def folded_scales(self, folded: nn.Module) -> dict[str, Tensor]:
+        """Return the scales of rounded weights after their normalisation was folded into them.
+
+        Folding multiplies each channel by a number, and so the step between its weights. A layer
+        where it does something else (groups of a transposed convolution share their scales) is
+        left out; its scales are searched for anew.
+
+        Args:
+            folded: The module after `fold_batch_norm`.
+        """
+        scales: dict[str, Tensor] = {}
+        for name, scale in self.scales.items():
+            layer = self.module.get_submodule(name)
+            assert isinstance(layer, LAYER_TYPES)
+            axis = channel_dim(layer, "out")
+            before = layer.weight.detach().abs()
+            after = folded.get_submodule(name).get_parameter("weight").detach().abs()
+            peaks = [w.movedim(axis, 0).flatten(1).amax(dim=1) for w in (before, after)]
+            growth = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
+            expected = before * along(growth, axis, before.ndim)
+            if torch.allclose(after, expected, rtol=1e-4, atol=0.0):
+                # A channel whose weights are all zero has any scale, but it must be positive.
+                scales[name] = scale * torch.where(growth > 0, growth, 1.0)
+        return scales
 
 
 @dataclass(frozen=True)
@@ -130,13 +155,8 @@ class SharedNetwork(nn.Module):
         return output
 
     @torch.no_grad()
-    def cut(self, candidate: Candidate, *, is_rounded: bool = True) -> SlicedModel:
-        """Return a candidate as a model of its own.
-
-        Args:
-            candidate: A candidate of the space.
-            is_rounded: Whether weights of integer layers are rounded to the nearest step.
-        """
+    def cut(self, candidate: Candidate) -> SlicedModel:
+        """Return a candidate as a model of its own."""
         whole = copy.deepcopy(self.network)
         for name, weight in self._weights(candidate).items():
             whole.get_parameter(name).copy_(weight)
@@ -148,8 +168,7 @@ class SharedNetwork(nn.Module):
                 layer = module.get_submodule(name)
                 assert isinstance(layer, LAYER_TYPES)
                 scale = self._scale(name, choice.weight_bits)[channels[name]]
-                if is_rounded:
-                    layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
+                layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
                 scales[name] = scale
         return SlicedModel(module, scales)
 

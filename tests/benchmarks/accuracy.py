@@ -4,8 +4,9 @@
 
 prints, for a task,
 
-- the accuracy of uniform candidates with weights of the shared network, and after quantization
-  without any training (PTQ), beside the uncompressed model's;
+- the accuracy of uniform candidates as `--accuracy shared` makes them, beside the uncompressed
+  model's, and of the two ways that it chooses from: the weights of the shared network, and
+  quantization without any training (PTQ);
 - for random candidates the shared accuracy beside that after a training of their own, with
   Kendall's tau and the mean difference;
 - the seconds that one candidate's accuracy takes, batch-norm statistics included;
@@ -75,6 +76,11 @@ class Bench:
         return Compressor(self.task, self.space, shared=network)
 
     @cached_property
+    def cut(self) -> Compressor:
+        settings = CompressionSettings(shared_only=True)
+        return Compressor(self.task, self.space, settings, shared=self.shared.shared)
+
+    @cached_property
     def ptq(self) -> Compressor:
         return Compressor(self.task, self.space)
 
@@ -103,14 +109,22 @@ def uniform_rows(bench: Bench, base: float) -> list[dict[str, Any]]:
     for bits, ratio, aim in UNIFORM:
         candidate = bench.space.uniform(bits, 8, ratio)
         shared = bench.accuracy(bench.shared.compress(candidate))
+        cut = bench.accuracy(bench.cut.compress(candidate))
         ptq = bench.accuracy(bench.ptq.compress(candidate))
         loss = 100 * (base - shared)
         say(
             f"W{bits}A8 pruned {ratio:3.0%}: shared {shared:.4f} ({-loss:+.2f} points, aim "
-            f"{-aim:+.1f}{'' if loss <= aim else ', missed'}), PTQ {ptq:.4f}"
+            f"{-aim:+.1f}{'' if loss <= aim else ', missed'}); cut {cut:.4f}, PTQ {ptq:.4f}"
         )
         rows.append(
-            {"bits": bits, "pruning_ratio": ratio, "shared": shared, "ptq": ptq, "aim": aim}
+            {
+                "bits": bits,
+                "pruning_ratio": ratio,
+                "shared": shared,
+                "cut": cut,
+                "ptq": ptq,
+                "aim": aim,
+            }
         )
     return rows
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,7 +57,7 @@ def worst(study: StudyRecord) -> int:
 def test_a_trial_gets_better_and_becomes_a_new_one(study: StudyRecord, distill: bool) -> None:
     said: list[str] = []
     number = worst(study)
-    options = FinetuneOptions(epochs=12, batch_size=16, distill=distill)
+    options = FinetuneOptions(epochs=20, lr=1e-2, batch_size=16, distill=distill)
 
     added = finetune_trial(study, number, options, report=said.append)
 
@@ -70,7 +71,7 @@ def test_a_trial_gets_better_and_becomes_a_new_one(study: StudyRecord, distill: 
     assert added.size_bytes == before.size_bytes
     assert added.latency_us is not None
     assert load_model(record, added) != load_model(record, before)
-    assert any(line.startswith("fine-tuning: epoch 12 of 12") for line in said)
+    assert any(line.startswith("fine-tuning: epoch 20 of 20") for line in said)
     assert record.n_finished == len(record.complete)
 
 
@@ -113,6 +114,39 @@ def test_a_changed_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(text.replace("manual_seed(0)", "manual_seed(1)"))
     with pytest.raises(StudyError, match="changed since it began"):
         finetune_trial(study, 1, FinetuneOptions(epochs=1))
+
+
+@pytest.mark.slow
+def test_figures_of_each_epoch_are_written(
+    study: StudyRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, int]] = []
+
+    class SummaryWriter:  # stands for the optional package's
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path)
+
+        def add_scalar(self, name: str, value: float, epoch: int) -> None:
+            assert value > 0
+            written.append((name, epoch))
+
+        def close(self) -> None:
+            written.append(("closed", 0))
+
+    package = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    finetune_trial(study, 1, FinetuneOptions(epochs=2, log_dir=tmp_path))
+    names = ("finetune/loss", "finetune/seconds")
+    assert written == [*((name, epoch) for epoch in (1, 2) for name in names), ("closed", 0)]
+
+
+@pytest.mark.slow
+def test_a_missing_package_is_named(
+    study: StudyRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(StudyError, match=r"pip install 'paredown\[tensorboard\]'"):
+        finetune_trial(study, 1, FinetuneOptions(epochs=1, log_dir=tmp_path))
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -16,6 +17,7 @@ from paredown.search.compression.shared import SharedNetwork
 from paredown.search.compression.surgery import channel_dim
 from paredown.search.layers import LAYER_TYPES
 from paredown.search.space import SearchSpace
+from paredown.search.training import distillation_loss
 
 Build = Callable[[str], tuple[nn.Module, Tensor]]
 NAMES = ("residual", "concat", "separable", "grouped", "mlp")
@@ -119,7 +121,7 @@ def test_file_of_a_candidate_computes_what_was_cut(
             growth.uniform_(-0.2, 0.2)
     data = Data(inputs, predict(model, inputs).argmax(1))
     task = Task("test", model, inputs[:1], inputs, data, train=data)
-    settings = CompressionSettings(round_by_outputs=False)
+    settings = CompressionSettings(shared_only=True)
     compressor = Compressor(task, space, settings, shared=shared)
     for candidate in (space.uniform(4, pruning_ratio=0.5), space.uniform(2)):
         compressed = compressor.compress(candidate)
@@ -141,3 +143,30 @@ def test_the_baseline_stays_the_task_s_model(build: Build, profile: HardwareProf
     task = Task("test", model, inputs[:1], inputs, data, train=data)
     compressed = Compressor(task, space, shared=shared).compress(space.baseline())
     torch.testing.assert_close(predict(compressed.module, inputs), predict(model, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_spoiled", [False, True])
+def test_the_weights_that_come_nearer_are_taken(
+    build: Build, profile: HardwareProfile, is_spoiled: bool
+) -> None:
+    shared, model, space, inputs = make(build, profile, "residual")
+    if is_spoiled:
+        with torch.no_grad():
+            for parameter in shared.parameters_to_train():
+                parameter.normal_()
+    wanted = predict(model, inputs)
+    task = Task("test", model, inputs[:1], inputs, Data(inputs, wanted.argmax(1)))
+    task = dataclasses.replace(task, train=task.validation)
+    candidate = space.uniform(2, pruning_ratio=0.25)
+    losses = [
+        distillation_loss(predict(compressor.compress(candidate).module, inputs), wanted).item()
+        for compressor in (
+            Compressor(task, space, shared=shared),
+            Compressor(task, space, CompressionSettings(shared_only=True), shared=shared),
+            Compressor(task, space),
+        )
+    ]
+    assert losses[0] == min(losses)
+    if is_spoiled:
+        assert losses[0] < losses[1]
