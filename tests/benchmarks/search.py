@@ -43,7 +43,7 @@ CHECKPOINTS = (25, 50, 100, 200, 500)
 UNIFORM_BITS = (8, 7, 4)
 # Optuna's GP takes seconds for each of its later trials.
 LIMITS = {"gp": 100}
-SAMPLERS = ("random", "nsga2", "tpe", "gp", "guided-alone", "guided")
+SAMPLERS = ("guided", "random", "nsga2", "tpe", "guided-alone", "gp")
 
 
 def make_prior(table: Table) -> SpacePrior:
