@@ -16,6 +16,8 @@ from .profile import HardwareProfile
 
 _ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Machine:
         generated: Those of them that code tuned for `llvm_cpu` may use.
         cores: Cores that this process may use.
         system: "linux-gnu", or the part of LLVM's triple that belongs to another system.
+        memory_bytes: Main memory; 0 where unknown.
+        cache_bytes: Data caches of the first core, from the first level up.
     """
 
     arch: str
@@ -39,6 +43,8 @@ class Machine:
     generated: frozenset[str]
     cores: int
     system: str = "linux-gnu"
+    memory_bytes: int = 0
+    cache_bytes: tuple[int, ...] = ()
 
 
 @cache
@@ -56,6 +62,8 @@ def this_machine() -> Machine:
         generated=generated_features(host),
         cores=cores or 1,
         system="apple-darwin" if platform.system() == "Darwin" else "linux-gnu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cache_bytes=read_caches(_CACHES),
     )
 
 
@@ -99,6 +107,8 @@ def detect_profile(machine: Machine | None = None) -> HardwareProfile:
         cores=machine.cores,
         vector_bits=isa.vector_bits,
         runtimes=("tvm", "onnxruntime", "openvino"),
+        memory_bytes=machine.memory_bytes,
+        cache_bytes=machine.cache_bytes,
         sources=("detected",),
     )
 
@@ -119,6 +129,11 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
     """
     machine = machine or this_machine()
     here = "Choose another with `paredown profiles list`, or 'local' for this machine."
+    if profile.is_remote:
+        raise ProfileError(
+            f"Profile '{profile.name}' must be one of this machine, but its device is reached "
+            f"through {profile.connection}. {here}"
+        )
     if profile.connection != "local":
         raise ProfileError(
             f"Profile '{profile.name}' must be one that runs here, but its connection is "
@@ -141,6 +156,25 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
             f"`threads` must not exceed the cores that this process may use, but profile "
             f"'{profile.name}' asks for {profile.threads} of {machine.cores}."
         )
+
+
+def read_caches(folder: Path) -> tuple[int, ...]:
+    """Return the sizes of a core's data caches in bytes, by level.
+
+    Args:
+        folder: Linux's description of them, such as `/sys/devices/system/cpu/cpu0/cache`.
+    """
+    sizes: dict[int, int] = {}
+    for index in folder.glob("index[0-9]*"):
+        try:
+            kind, level, size = (
+                (index / name).read_text("ascii").strip() for name in ("type", "level", "size")
+            )
+        except OSError:  # a virtual machine may leave some of it out
+            continue
+        if kind != "Instruction" and size[-1:] in _UNITS:
+            sizes[int(level)] = int(size[:-1]) * _UNITS[size[-1]]
+    return tuple(sizes[level] for level in sorted(sizes))
 
 
 def _brand(fallback: str) -> str:

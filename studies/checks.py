@@ -17,7 +17,10 @@ from .records import Constraints, StudyRecord, StudySettings
 from .tasks import BUILTIN_TASKS
 
 # Fields of a profile that describe it without changing what is measured.
-_DESCRIPTIVE = ("name", "description", "sources", "cores", "connection", "runtimes")
+_DESCRIPTIVE = (
+    *("name", "description", "sources", "cores", "memory_bytes", "cache_bytes"),
+    *("connection", "job_timeout_s", "runtimes"),
+)
 
 
 def check_profile(config: StudyConfig) -> HardwareProfile:
