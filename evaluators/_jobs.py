@@ -30,6 +30,7 @@ from .timing import (
 
 if TYPE_CHECKING:
     from ..hw_profiles.profile import HardwareProfile
+    from .devices.session import DeviceSession
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -106,6 +107,7 @@ class Sessions:
     """
 
     def __init__(self) -> None:
+        self.device: DeviceSession | None = None  # the remote device that this child holds
         self._loaded: dict[str, _Loaded] = {}
         self._prepared: dict[str, Runtime] = {}
 
@@ -184,7 +186,7 @@ class Predict:
         """Run the samples one by one."""
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
-            return _run_samples(loaded.session, self.inputs)
+            return run_samples(loaded.session, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,8 @@ def _bind(session: Session) -> Call:
     return session.bind(*(spec.random(rng) for spec in session.inputs))
 
 
-def _run_samples(session: Session, inputs: Array) -> Array:
+def run_samples(session: Session, inputs: Array) -> Array:
+    """Run a model on the samples of `inputs`, one by one, and stack its first outputs."""
     batch = _as_input(session.inputs, inputs)
     stacked: Array | None = None
     for index in range(len(batch)):

@@ -10,13 +10,23 @@ from typing import Any, Literal, get_args
 from ..hw_profiles.errors import ParedownError
 
 Reason = Literal[
-    "model", "unavailable", "build", "load", "run", "timeout", "memory", "crash", "worker"
+    "model",
+    "unavailable",
+    "build",
+    "load",
+    "run",
+    "timeout",
+    "memory",
+    "crash",
+    "worker",
+    "device",
 ]
 """Why an evaluation failed.
 
 `model`: the file is no model that can be measured; `unavailable`: the runtime is not installed;
 `build`, `load`, `run`: the runtime refused; `timeout`, `memory`: a limit was hit; `crash`: the
-worker process died; `worker`: the worker process could not be started.
+worker process died; `worker`: the worker process could not be started; `device`: a remote device could not be reached
+or was lost, which says nothing about the candidate.
 """
 
 

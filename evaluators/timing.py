@@ -11,10 +11,11 @@ import math
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns, thread_time_ns
+from typing import Protocol
 
 from .estimates import is_settled
 
@@ -66,6 +67,16 @@ class Rounds:
     baseline_us: tuple[float, ...] | None  # `None`: timed without a baseline
     n_runs: int  # timed calls of the candidate
     contention: float = 0.0  # time that helper threads waited for a core, over the time in all
+
+
+class TimedBlock(Protocol):
+    """A block of calls of one model, wherever it runs."""
+
+    n_runs: int  # timed calls in the block
+
+    def time_us(self) -> float:
+        """Run the block; return the median time of one call in microseconds."""
+        ...
 
 
 class Block:
@@ -160,24 +171,31 @@ def time_rounds(candidate: Call, baseline: Call | None, protocol: LatencyProtoco
     with without_garbage_collection():
         candidate_block = Block(candidate, protocol)
         baseline_block = None if baseline is None else Block(baseline, protocol)
-        candidate_us: list[float] = []
-        baseline_us: list[float] = []
         contention = ContentionMeter()
-        start = perf_counter_ns()
-        while not _is_done(candidate_us, baseline_us, (perf_counter_ns() - start) / 1e9, protocol):
-            if baseline_block is None:
-                candidate_us.append(candidate_block.time_us())
-            elif len(candidate_us) % 2:
-                baseline_us.append(baseline_block.time_us())
-                candidate_us.append(candidate_block.time_us())
-            else:
-                candidate_us.append(candidate_block.time_us())
-                baseline_us.append(baseline_block.time_us())
+        rounds = alternate(candidate_block, baseline_block, protocol)
+    return replace(rounds, contention=contention.share())
+
+
+def alternate(
+    candidate: TimedBlock, baseline: TimedBlock | None, protocol: LatencyProtocol
+) -> Rounds:
+    """Time two blocks in turns, their order swapped from round to round, by `protocol`."""
+    candidate_us: list[float] = []
+    baseline_us: list[float] = []
+    start = perf_counter_ns()
+    while not _is_done(candidate_us, baseline_us, (perf_counter_ns() - start) / 1e9, protocol):
+        if baseline is None:
+            candidate_us.append(candidate.time_us())
+        elif len(candidate_us) % 2:
+            baseline_us.append(baseline.time_us())
+            candidate_us.append(candidate.time_us())
+        else:
+            candidate_us.append(candidate.time_us())
+            baseline_us.append(baseline.time_us())
     return Rounds(
         tuple(candidate_us),
         None if baseline is None else tuple(baseline_us),
-        n_runs=len(candidate_us) * candidate_block.n_runs,
-        contention=contention.share(),
+        n_runs=len(candidate_us) * candidate.n_runs,
     )
 
 

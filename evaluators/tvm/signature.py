@@ -38,8 +38,11 @@ def add_signature(builder: Any, signature: Signature) -> None:
 
 
 def read_signature(machine: Any) -> Signature:
-    """Return the signature of a library that was loaded into a `relax.VirtualMachine`."""
-    values = json.loads(machine[_FUNCTION]().numpy().tobytes())
+    """Return the signature of a library in a `relax.VirtualMachine`, here or on a device."""
+    # The form that also works over RPC, where the result of a plain call cannot be read.
+    machine.set_input(_FUNCTION)
+    machine.invoke_stateful(_FUNCTION)
+    values = json.loads(machine.get_outputs(_FUNCTION).numpy().tobytes())
     return Signature(
         _specs(values["inputs"]), _specs(values["outputs"]), tuple(values["features"])
     )
