@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "COMPARISON_PROTOCOL",
     "LatencyProtocol",
     "RuntimeComparison",
+    "Timer",
     "compare_runtimes",
     "measure_latency",
     "summarize",
@@ -38,8 +39,29 @@ COMPARISON_PROTOCOL = LatencyProtocol(block_s=0.02, warm_up_s=0.2, budget_s=5.0,
 _MAX_CONTENTION = 0.05
 
 
+class Timer(Protocol):
+    """What times built artifacts: a `Worker` on this machine, a `DevicePool` on others."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of an inference."""
+        ...
+
+    def time(
+        self,
+        runtime: str,
+        artifact: Path,
+        *,
+        baseline: Path | None,
+        protocol: LatencyProtocol,
+        threads: int | None = None,
+    ) -> Rounds:
+        """Time the artifact, in turns with `baseline` if given."""
+        ...
+
+
 def measure_latency(
-    worker: Worker,
+    worker: Timer,
     runtime: str,
     artifact: Path,
     *,

@@ -25,8 +25,8 @@ Reason = Literal[
 
 `model`: the file is no model that can be measured; `unavailable`: the runtime is not installed;
 `build`, `load`, `run`: the runtime refused; `timeout`, `memory`: a limit was hit; `crash`: the
-worker process died; `worker`: the worker process could not be started; `device`: a remote device could not be reached
-or was lost, which says nothing about the candidate.
+worker process died; `worker`: the worker process could not be started; `device`: a remote device
+could not be reached or was lost, which says nothing about the candidate.
 """
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
+from ..search.device_timing import DeviceLatency
 from .records import Constraints, StudyRecord, StudySettings, TrialRecord
 
 if TYPE_CHECKING:
@@ -146,20 +147,23 @@ def create_study(storage: RDBStorage, record: StudyRecord) -> None:
         try:
             study_id = storage.get_study_id_from_name(record.name)
         except KeyError:
-            directions = [first, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
+            directions = [first, *[StudyDirection.MINIMIZE] * (len(record.objectives) - 1)]
             study_id = storage.create_new_study(directions, record.name)
         storage.set_study_user_attr(study_id, META_KEY, _describe(record))
 
 
 def load_optuna_study(
-    storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSampler
+    storage: RDBStorage,
+    name: str,
+    sampler: optuna.samplers.BaseSampler,
+    objectives: Sequence[str] = ("accuracy", "size_bytes", "latency_us"),
 ) -> optuna.Study:
     """Return Optuna's own study object, with names for its objectives."""
     with storage_errors(storage.url):
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(["accuracy", "size_bytes", "latency_us"])
+            study.set_metric_names(list(objectives))
         return study
 
 
@@ -261,6 +265,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         model_file=attrs.get("model_file"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
+        others=tuple(DeviceLatency.from_json(data) for data in attrs.get("others", ())),
         **{name: attrs.get(name) for name in MEASURES},
     )
 
@@ -291,6 +296,10 @@ def _study_record(
         task_digest=meta["task_digest"],
         validation_digest=meta["validation_digest"],
         space_digest=meta["space_digest"],
+        other_profiles=tuple(
+            HardwareProfile.from_toml(text, source=f"study '{name}'")
+            for text in meta.get("other_profiles", ())
+        ),
     )
 
 
@@ -306,6 +315,7 @@ def _describe(record: StudyRecord) -> dict[str, object]:
         "task_digest": record.task_digest,
         "validation_digest": record.validation_digest,
         "space_digest": record.space_digest,
+        "other_profiles": [profile.to_toml() for profile in record.other_profiles],
     }
 
 

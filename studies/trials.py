@@ -12,6 +12,7 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from ..evaluators.measurement import EvaluationError
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
 from ..search.objective import Evaluation
@@ -141,6 +142,12 @@ class TrialLoop:
             self._fail(trial, candidate, f"{INTERRUPTED}: {error}", start)
             raise
         except Exception as error:  # whatever a candidate provokes is a result of its trial
+            if isinstance(error, EvaluationError) and error.reason == "device":
+                self._fail(trial, candidate, f"{INTERRUPTED}: {error}", start)
+                raise StudyError(
+                    f"{error} The study stops in trial {trial.number}; nothing that was finished "
+                    "is lost, and the same command goes on."
+                ) from error
             self._fail(trial, candidate, _reason(error), start)
             self._after_failure(trial.number, candidate)
             return True
@@ -193,21 +200,26 @@ class TrialLoop:
             "size_bytes": evaluation.size_bytes,
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
-            "latency": evaluation.latency.to_json(),
+            "latency": None if evaluation.latency is None else evaluation.latency.to_json(),
+            "others": [other.to_json() for other in evaluation.others],
             "is_baseline": evaluation.candidate == self._space.baseline(),
             "model_file": save_model(self._storage, trial, evaluation.model),
             "seconds": time.monotonic() - start,
         }
         self._objective.discard(evaluation)
         self._write(trial, attributes)
-        values = (evaluation.accuracy, float(evaluation.size_bytes), evaluation.latency_us)
-        self._constrain(trial, values)
-        self._study.tell(trial, values)
+        accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
+        latency_us = () if evaluation.latency_us is None else (evaluation.latency_us,)
+        others = (other.latency_us for other in evaluation.others)
+        self._constrain(trial, accuracy, size_bytes, evaluation.latency_us)
+        self._study.tell(trial, (accuracy, size_bytes, *latency_us, *others))
         self._report(trial.number)
 
-    def _constrain(self, trial: optuna.Trial, values: tuple[float, float, float]) -> None:
+    def _constrain(
+        self, trial: optuna.Trial, accuracy: float, size_bytes: float, latency_us: float | None
+    ) -> None:
         missed = self._record.settings.constraints.violations(
-            *values, higher_is_better=self._record.higher_is_better
+            accuracy, size_bytes, latency_us, higher_is_better=self._record.higher_is_better
         )
         for name, value in missed.items():
             trial.set_constraint(name, value)
@@ -220,7 +232,8 @@ class TrialLoop:
             attributes: dict[str, Any] = {"duplicate_of": same.number, "error": same.error}
             self._write(trial, {"candidate": candidate.to_json(), **attributes})
             if same.state == "complete":
-                self._constrain(trial, same.values)
+                accuracy, size_bytes, *_ = same.values
+                self._constrain(trial, accuracy, size_bytes, same.latency_us)
                 self._study.tell(trial, same.values)
             else:
                 self._study.tell(trial, state=TrialState.FAIL)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import numpy as np
 
+from ...hw_profiles import parse_connection
 from .._jobs import Job
 from ..device_server.facts import DeviceState
-from ...hw_profiles import parse_connection
 from ..measurement import EvaluationError
 from ..runtimes.base import Array
 from ..timing import LatencyProtocol, Rounds
@@ -219,10 +219,11 @@ class DevicePool:
                 try:
                     value = worker.run(job, timeout_s or self._limit_s)
                 except EvaluationError as error:
-                    self._give_back(worker)
                     if error.reason not in _OF_DEVICE or _is_told_crash(error):
+                        self._give_back(worker)
                         self._has_worked(location)
                         raise
+                    worker.stop()  # its objects would go on to talk to the device
                     failures.append(error)
                     self._lost(location, error)
                     if len(failures) == MAX_ATTEMPTS:
@@ -266,7 +267,7 @@ class DevicePool:
         if lost and isinstance(why, NotFreeError):
             text += f" Lost: {'; '.join(lost)}."
         return EvaluationError(
-            f"{text} See whether its server runs, with `paredown profiles check`.", "device"
+            f"{text} Start its server, for instance with `paredown device serve`.", "device"
         )
 
     def _give_back(self, worker: Worker) -> None:

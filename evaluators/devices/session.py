@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _STATE_FUNCTION = "paredown.device_state"
 _BIG_CORES = 1
 _MIN_SAMPLE_US = 1000.0  # the clock of a board may be coarse
-_LOST = ("kShutdown", "Connect to", "Socket", "socket", "Connection reset", "Broken pipe")
+_LOST = ("kShutdown", "Socket", "socket", "Connection reset", "Broken pipe")
 _CRASHED = "the session crashed with "
 
 
@@ -186,6 +186,8 @@ def remote_errors(title: str) -> Iterator[None]:
             raise EvaluationError(
                 f"{title} needs the server's key, but it has another one.", "device"
             ) from error
+        if "Connect to" in text:
+            raise EvaluationError(f"{title} failed: nothing listens there.", "device") from error
         if _is_lost(text):
             raise EvaluationError(f"{title} failed: the connection is lost.", "device") from error
         raise

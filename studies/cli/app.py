@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ...hw_profiles.errors import ParedownError
+from .device import device_app
 from .export import export
 from .front import front
 from .measure import measure
@@ -36,6 +37,7 @@ app.command()(export)
 app.command()(verify)
 app.command()(measure)
 app.add_typer(profiles_app, name="profiles")
+app.add_typer(device_app, name="device")
 
 
 def _print_version(value: bool) -> None:

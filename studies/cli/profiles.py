@@ -85,6 +85,37 @@ def detect_command(
     messages().print(f"Profile '{profile.name}' is in {file}; use it with --profile {file}.")
 
 
+@profiles_app.command("check")
+def check_command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME[@CONNECTION]", help="Name, or path of a TOML file.")
+    ],
+    output: TextFormatOption = "table",
+) -> None:
+    """Try whether a study can use a profile: compile, link, reach the device, run, time.
+
+    The exit status is 1 when a step fails; its line says what is missing.
+
+    Example: paredown profiles check aarch64@rpc://192.168.1.20:9090
+    """
+    from dataclasses import asdict
+
+    from ...evaluators.devices.checking import check_profile
+    from ...hw_profiles import load_profile
+
+    words = {True: "ok", False: "FAILED", None: "-"}
+    found = []
+    for result in check_profile(load_profile(name)):
+        found.append(result)
+        if output != "json":
+            line = f"{result.step:<8} {words[result.is_ok]:<7} {result.detail}"
+            results().print(line, markup=False, highlight=False, soft_wrap=True)
+    if output == "json":
+        print_json([asdict(result) for result in found])
+    if any(result.is_ok is False for result in found):
+        raise typer.Exit(1)
+
+
 def _print(profile: HardwareProfile, output: str) -> None:
     if output == "json":
         print_json(_plain(profile))
