@@ -67,9 +67,7 @@ class DeviceServer:
         """Serve until the process is ended."""
         while True:
             client, limit_s = self._wait_for_client()
-            self._log("session begins")
             serve_session(client, limit_s, self._options.nice, self._log)
-            self._log("session is over")
 
     def _wait_for_client(self) -> tuple[socket.socket, float]:
         """Return the next client that shows the right key, and the time limit it asks for."""

@@ -42,6 +42,7 @@ def serve_session(
     pid = os.fork()
     if pid == 0:
         _run_child(connection, Path(folder), nice)
+    log("session begins")
     try:
         end = _watch(pid, connection, limit_s)
         if end is not None:
@@ -51,6 +52,7 @@ def serve_session(
         _kill(pid)
         connection.close()
         shutil.rmtree(folder, ignore_errors=True)
+        log("session is over")
 
 
 def _run_child(connection: socket.socket, folder: Path, nice: int) -> NoReturn:

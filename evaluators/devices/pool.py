@@ -215,7 +215,9 @@ class DevicePool:
         with self._worker() as worker:
             while True:
                 worker.run(Prepare(), _IMPORT_S)
-                location, _ = self._connect(worker, time.monotonic() + self._limit_s)
+                location, _ = self._connect(
+                    worker, time.monotonic() + self._limit_s + _CONNECT_S
+                )
                 try:
                     value = worker.run(job, timeout_s or self._limit_s)
                 except EvaluationError as error:

@@ -1,6 +1,7 @@
 """Each way in which a device can fail, with real processes: jobs go on or end with a reason."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ ProfileOf = Callable[..., HardwareProfile]
 LONG = LatencyProtocol(budget_s=3.0, goal=1e-9)  # long enough to do something to the device
 SHORT = LatencyProtocol(budget_s=0.2)
 LIMIT_S = 8
-# What `README.md` states: each of three tries may take the limit of a job, and as long to wait for
-# a device, and 15 s to connect; what is above that is the imports of the child on a busy machine.
-BOUND_S = 3 * (2 * LIMIT_S + 15)
+# What `evaluators/README.md` states: each of three tries may take the limit of a job, and as long
+# and 30 s to get a device.
+BOUND_S = 3 * (2 * LIMIT_S + 30)
 
 
 class Bench:
@@ -102,10 +103,11 @@ def test_a_device_that_freezes_is_given_up_at_the_limit_and_taken_back_when_it_t
     job = one.begin()
     server.wait_for_session(2)
     server.signal(signal.SIGSTOP)
-    with within(LIMIT_S + 10):
-        while not one.reports:
-            time.sleep(0.05)
-    assert f"must end within {LIMIT_S} s" in one.reports[0]
+    give_up = time.monotonic() + LIMIT_S + 10
+    while not one.reports:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert re.search(rf"must end within ({LIMIT_S}|15) s, but did not", one.reports[0])
     server.signal(signal.SIGCONT)
     assert job.result(BOUND_S).candidate_us
 
@@ -168,7 +170,9 @@ def test_the_other_device_takes_over_when_one_dies(
     ):
         one = bench(f"tracker://127.0.0.1:{tracker.port}/pi")
         job = one.begin()
+        deadline = time.monotonic() + 60
         while "session begins" not in first.log() + second.log():
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         dying, other = (first, second) if "session begins" in first.log() else (second, first)
         dying.kill()
