@@ -8,13 +8,15 @@ import json
 import os
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from .device_server.facts import device_state
+from .devices.state import hindrances
 from .measurement import EvaluationError, Reason
 from .runtimes import Runtime, Session, TensorSpec, get_runtime
 from .runtimes.base import Array
@@ -213,7 +215,10 @@ class Time:
                 baseline = _bind(loaded.session)
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
-            return time_rounds(_bind(loaded.session), baseline, self.protocol)
+            before, start = device_state(), perf_counter()
+            rounds = time_rounds(_bind(loaded.session), baseline, self.protocol)
+            notes = hindrances(before, device_state(), perf_counter() - start)
+            return replace(rounds, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,9 @@ def summarize(rounds: Rounds, tolerance: float, threads: int) -> Latency:
         threads=threads,
         baseline_us=baseline_us,
         ratio=ratio,
+        notes=rounds.notes,
+        peak_bytes=rounds.peak_bytes,
+        energy_j=rounds.energy_j,
     )
 
 

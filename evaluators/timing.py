@@ -17,6 +17,7 @@ from statistics import median
 from time import perf_counter_ns, thread_time_ns
 from typing import Protocol
 
+from .device_server.facts import energy_j
 from .estimates import is_settled
 
 Call = Callable[[], object]
@@ -24,6 +25,7 @@ Call = Callable[[], object]
 # Reading the clocks takes about 1 us: a sample of this length hides it.
 _MIN_SAMPLE_US = 100.0
 _MIN_ROUNDS_AT_LIMIT = 3
+_ENERGY_S = 0.5  # the counters step about once in a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ class Rounds:
     baseline_us: tuple[float, ...] | None  # `None`: timed without a baseline
     n_runs: int  # timed calls of the candidate
     contention: float = 0.0  # time that helper threads waited for a core, over the time in all
+    notes: tuple[str, ...] = ()  # see `Latency`, as for the next two
+    peak_bytes: int | None = None
+    energy_j: float | None = None
 
 
 class TimedBlock(Protocol):
@@ -173,7 +178,9 @@ def time_rounds(candidate: Call, baseline: Call | None, protocol: LatencyProtoco
         baseline_block = None if baseline is None else Block(baseline, protocol)
         contention = ContentionMeter()
         rounds = alternate(candidate_block, baseline_block, protocol)
-    return replace(rounds, contention=contention.share())
+        share = contention.share()
+        energy = energy_per_run(candidate_block, energy_j)
+    return replace(rounds, contention=share, energy_j=energy)
 
 
 def alternate(
@@ -197,6 +204,27 @@ def alternate(
         None if baseline is None else tuple(baseline_us),
         n_runs=len(candidate_us) * candidate.n_runs,
     )
+
+
+def energy_per_run(block: TimedBlock, counter_j: Callable[[], float | None]) -> float | None:
+    """Return the joules of one call, None where no counter tells them.
+
+    The counter's whole package counts, idle cores included: compare models, not machines.
+
+    Args:
+        block: Calls of the model.
+        counter_j: Reads the joules used since some moment.
+    """
+    start_j = counter_j()
+    if start_j is None:
+        return None
+    n_runs, start_ns = 0, perf_counter_ns()
+    while perf_counter_ns() - start_ns < _ENERGY_S * 1e9:
+        block.time_us()
+        n_runs += block.n_runs + 1  # one call goes before those that are timed
+    end_j = counter_j()
+    # A counter that has run over says nothing.
+    return (end_j - start_j) / n_runs if end_j is not None and end_j > start_j else None
 
 
 def _is_done(

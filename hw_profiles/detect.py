@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from .profile import HardwareProfile
 _ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")  # of PCIe cards, of Jetson modules
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -125,7 +127,8 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
 
     Raises:
         ProfileError: If the profile is compile-only, of another architecture, needs CPU features
-            that the machine lacks, or more threads than the process may use.
+            that the machine lacks, a GPU where there is none, or more threads than the process
+            may use.
     """
     machine = machine or this_machine()
     here = "Choose another with `paredown profiles list`, or 'local' for this machine."
@@ -139,12 +142,16 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
             f"Profile '{profile.name}' must be one that runs here, but its connection is "
             f"'{profile.connection}': it is there to compile for. {here}"
         )
-    if profile.device != "cpu" or profile.arch != machine.arch:
+    if profile.device == "cuda":
+        _check_gpu(profile, machine)
+    elif profile.arch != machine.arch:
         raise ProfileError(
             f"Profile '{profile.name}' must fit this machine to run here, but it is for "
             f"{profile.arch} and this machine is {machine.arch}. {here}"
         )
-    needed = {*profile.features, *ISAS[profile.isa].features, *target_features(profile.target)}
+    code = profile.target if profile.device == "cpu" else profile.target.get("host", {})
+    assert isinstance(code, Mapping)  # the profile has checked itself
+    needed = {*profile.features, *ISAS[profile.isa].features, *target_features(code)}
     missing = sorted(needed - machine.flags)
     if missing:
         raise ProfileError(
@@ -155,6 +162,22 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
         raise ProfileError(
             f"`threads` must not exceed the cores that this process may use, but profile "
             f"'{profile.name}' asks for {profile.threads} of {machine.cores}."
+        )
+
+
+def _check_gpu(profile: HardwareProfile, machine: Machine) -> None:
+    """Check that there is a GPU, and that the host's code is for this machine."""
+    host = profile.target.get("host", {})
+    triple = str(host.get("mtriple", machine.arch)) if isinstance(host, Mapping) else ""
+    if triple.partition("-")[0] != machine.arch:
+        raise ProfileError(
+            f"Profile '{profile.name}' must fit this machine to run here, but its host is "
+            f"{triple} and this machine is {machine.arch}."
+        )
+    if not any(Path(path).exists() for path in _GPU_DEVICES):
+        raise ProfileError(
+            f"Profile '{profile.name}' needs an NVIDIA GPU with its driver, but there is none on "
+            f"this machine. Without one, '{profile.name}@compile-only' measures accuracy and size."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -162,6 +163,8 @@ def best_elsewhere(study: StudyRecord) -> tuple[Elsewhere, ...]:
     Per device the fastest trial is that of its front which loses at most `ELSEWHERE_LOSS` of the
     metric, so that the trials do about the same.
     """
+    if not study.other_profiles:
+        return ()
     best = [_fastest(study, index) for index in range(len(study.profiles))]
     rows = []
     for i, trial in enumerate(best):
@@ -176,6 +179,7 @@ def best_elsewhere(study: StudyRecord) -> tuple[Elsewhere, ...]:
 def front_notes(study: StudyRecord) -> list[str]:
     """Return what must be said beside the table: why there is no latency, devices compared."""
     notes = [study.why_no_latency] if study.why_no_latency else []
+    notes += _hindrances(study)
     for row in best_elsewhere(study):
         if row.speedup is not None and row.own_speedup is not None:
             notes.append(
@@ -184,6 +188,16 @@ def front_notes(study: StudyRecord) -> list[str]:
                 f"{row.own_speedup:.2f}x."
             )
     return notes
+
+
+def _hindrances(study: StudyRecord) -> list[str]:
+    """Return what may have spoiled measurements, each kind once, with the number of trials."""
+    found: dict[str, list[str]] = {}
+    for trial in study.complete:
+        latencies = [trial.latency, *(other.latency for other in trial.others)]
+        for note in (note for latency in latencies if latency for note in latency.notes):
+            found.setdefault(re.sub(r"[\d.]+", "", note), []).append(note)
+    return [f"In {len(notes)} measurement(s): {notes[0]}." for notes in found.values()]
 
 
 def _fastest(study: StudyRecord, device: int) -> TrialRecord | None:

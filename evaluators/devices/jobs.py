@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +13,10 @@ from .._jobs import Sessions, run_samples, step
 from ..device_server.facts import DeviceState
 from ..measurement import EvaluationError
 from ..runtimes.base import Array
-from ..timing import LatencyProtocol, Rounds, alternate
+from ..timing import LatencyProtocol, Rounds, alternate, energy_per_run
 from .locating import Location
-from .session import DeviceSession, RemoteModel, remote_errors
+from .session import DeviceSession, RemoteBlock, RemoteModel, remote_errors
+from .state import hindrances
 
 if TYPE_CHECKING:
     from ...hw_profiles import HardwareProfile
@@ -68,20 +70,6 @@ class Disconnect:
 
 
 @dataclass(frozen=True)
-class RemoteTiming:
-    """What timing on a device yields.
-
-    Attributes:
-        rounds: What the device's clock said.
-        before, after: State of the device around the rounds; None where its server does not tell.
-    """
-
-    rounds: Rounds
-    before: DeviceState | None
-    after: DeviceState | None
-
-
-@dataclass(frozen=True)
 class TimeOnDevice:
     """Time a library on the connected device, in turns with a baseline."""
 
@@ -95,23 +83,33 @@ class TimeOnDevice:
         """Return the beginning of an error message."""
         return f"Timing '{self.artifact.name}'"
 
-    def run(self, sessions: Sessions) -> RemoteTiming:
+    def run(self, sessions: Sessions) -> Rounds:
         """Upload both sides once, then time them in turns."""
         device = connected(sessions)
         title = f"{self.title} on device {device.address}"
         with step(title, "run"), remote_errors(title):
-            candidate = device.load(self.artifact)
-            baseline = None if self.baseline is None else device.load(self.baseline)
-            for model in (candidate, baseline):
-                if model is not None:
-                    check_features(model, device.state())
-            before = device.state()
-            rounds = alternate(
-                candidate.block(_inputs(candidate), self.protocol),
-                None if baseline is None else baseline.block(_inputs(baseline), self.protocol),
-                self.protocol,
+            fresh = device.state()
+            candidate = self._block(device, self.artifact, fresh)
+            peak_bytes = _growth(fresh, device.state())  # before the baseline adds to it
+            baseline = None
+            if self.baseline is not None:
+                baseline = self._block(device, self.baseline, fresh)
+            before, start = device.state(), perf_counter()
+            rounds = alternate(candidate, baseline, self.protocol)
+            after, elapsed_s = device.state(), perf_counter() - start
+            return replace(
+                rounds,
+                notes=() if before is None else hindrances(before, after, elapsed_s),
+                peak_bytes=peak_bytes,
+                energy_j=energy_per_run(candidate, lambda: _energy(device.state())),
             )
-            return RemoteTiming(rounds, before, device.state())
+
+    def _block(
+        self, device: DeviceSession, artifact: Path, state: DeviceState | None
+    ) -> RemoteBlock:
+        model = device.load(artifact)
+        check_features(model, state)
+        return model.block(_inputs(model), self.protocol)
 
 
 @dataclass(frozen=True)
@@ -160,6 +158,17 @@ def check_features(model: RemoteModel, state: DeviceState | None) -> None:
             f"{', '.join(missing)}. Choose the profile that fits the device.",
             "load",
         )
+
+
+def _growth(before: DeviceState | None, after: DeviceState | None) -> int | None:
+    """Return by how much the peak of a session's memory grew."""
+    peaks = [None if state is None else state["peak_bytes"] for state in (before, after)]
+    first, last = peaks
+    return None if first is None or last is None else last - first
+
+
+def _energy(state: DeviceState | None) -> float | None:
+    return None if state is None else state["energy_j"]
 
 
 def _inputs(model: RemoteModel) -> list[Array]:

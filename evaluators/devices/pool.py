@@ -20,7 +20,7 @@ from ..runtimes.base import Array
 from ..timing import LatencyProtocol, Rounds
 from ..worker import Worker
 from .health import DeviceHealth, HealthTable
-from .jobs import Connect, Disconnect, PredictOnDevice, Prepare, RemoteTiming, TimeOnDevice
+from .jobs import Connect, Disconnect, PredictOnDevice, Prepare, TimeOnDevice
 from .locating import Location, NotFreeError, locate, registered
 
 if TYPE_CHECKING:
@@ -177,26 +177,6 @@ class DevicePool:
         Raises:
             EvaluationError: If the candidate fails, or (reason "device") no device can be had.
         """
-        return self.time_with_state(
-            runtime,
-            artifact,
-            baseline=baseline,
-            protocol=protocol,
-            threads=threads,
-            timeout_s=timeout_s,
-        ).rounds
-
-    def time_with_state(
-        self,
-        runtime: str,
-        artifact: Path,
-        *,
-        baseline: Path | None,
-        protocol: LatencyProtocol,
-        threads: int | None = None,
-        timeout_s: float | None = None,
-    ) -> RemoteTiming:
-        """Do what `time` does, and return the state of the device around it, too."""
         self._check(runtime, threads)
         return self._on_device(TimeOnDevice(artifact, baseline, protocol), timeout_s)
 
@@ -215,9 +195,7 @@ class DevicePool:
         with self._worker() as worker:
             while True:
                 worker.run(Prepare(), _IMPORT_S)
-                location, _ = self._connect(
-                    worker, time.monotonic() + self._limit_s + _CONNECT_S
-                )
+                location, _ = self._connect(worker, time.monotonic() + self._limit_s + _CONNECT_S)
                 try:
                     value = worker.run(job, timeout_s or self._limit_s)
                 except EvaluationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 
 class TvmSession:
-    """A compiled library in TVM's virtual machine, on the CPU.
+    """A compiled library in TVM's virtual machine, on the CPU or the GPU that it is for.
 
     The number of threads is that of the process: TVM reads `TVM_NUM_THREADS` when it starts.
 
     Raises:
         EvaluationError: If the library was built for a CPU with features that this one lacks;
-            without this check the process would end at the first such instruction.
+            without this check the process would end at the first such instruction. Or if it is
+            for a GPU and there is none.
     """
 
     def __init__(self, library: Path) -> None:
@@ -41,6 +42,10 @@ class TvmSession:
             module = tvm_ffi.load_module(str(link), keep_module_alive=False)
         machine = relax.VirtualMachine(module, tvm.cpu())
         signature = read_signature(machine)
+        self._device = tvm.cpu()
+        if signature.device == "cuda":
+            self._device = _gpu(library)
+            machine = relax.VirtualMachine(module, self._device)
         missing = sorted(set(signature.features) - this_machine().flags)
         if missing:
             raise EvaluationError(
@@ -54,15 +59,40 @@ class TvmSession:
 
     def run(self, *inputs: Array) -> list[Array]:
         """Run once on `inputs`."""
-        result = self._main(*(self._tvm.runtime.tensor(array) for array in inputs))
+        result = self._main(*self._tensors(inputs))
         results = [result] if hasattr(result, "numpy") else list(result)
         return [tensor.numpy() for tensor in results]
 
     def bind(self, *inputs: Array) -> Callable[[], Any]:
         """Return a call that runs on tensors made once."""
-        main = self._main
-        tensors = [self._tvm.runtime.tensor(array) for array in inputs]
-        return lambda: main(*tensors)
+        main, device, tensors = self._main, self._device, self._tensors(inputs)
+        if device == self._tvm.cpu():
+            return lambda: main(*tensors)
+
+        def call() -> None:
+            main(*tensors)
+            device.sync()  # a GPU works on while the call has returned
+
+        return call
+
+    def _tensors(self, inputs: Sequence[Array]) -> list[Any]:
+        return [self._tvm.runtime.tensor(array, self._device) for array in inputs]
+
+
+def _gpu(library: Path) -> Any:
+    """Return the GPU, with what compiles a library's device code when it is first used."""
+    import tvm
+
+    from ..tvm.cuda import has_gpu, use_cuda_compiler
+
+    if not has_gpu():
+        raise EvaluationError(
+            f"'{library.name}' needs an NVIDIA GPU, but there is none in reach of TVM. Run it on "
+            "the device, for instance through `paredown device serve` there.",
+            "load",
+        )
+    use_cuda_compiler()
+    return tvm.cuda(0)
 
 
 @register("tvm")

@@ -75,7 +75,7 @@ class Lowering:
         self._plain: dict[str, Any] = {}
         self._own: set[str] = set()  # tensors that own kernels make
         for node in graph:
-            if self._has_own_kernel(node):
+            if profile.device == "cpu" and self._has_own_kernel(node):
                 self._own.add(node.output)
 
     def run(self) -> Any:
@@ -101,7 +101,8 @@ class Lowering:
             TensorSpec(label, graph.shape(name), graph.dtype(name))
             for label, name in zip(output_names, graph.outputs, strict=True)
         ]
-        return Signature(tuple(inputs), tuple(outputs), self._profile.features)
+        features, device = self._profile.features, self._profile.device
+        return Signature(tuple(inputs), tuple(outputs), features, device=device)
 
     # ---- the two forms of a tensor
 

@@ -21,11 +21,13 @@ class Signature:
     Attributes:
         inputs, outputs: Tensors of the network, in order.
         features: CPU flags, as Linux names them, that the code executes.
+        device: "cpu" or "cuda": where its kernels run.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...]
+    device: str = "cpu"
 
 
 def add_signature(builder: Any, signature: Signature) -> None:
@@ -44,7 +46,10 @@ def read_signature(machine: Any) -> Signature:
     machine.invoke_stateful(_FUNCTION)
     values = json.loads(machine.get_outputs(_FUNCTION).numpy().tobytes())
     return Signature(
-        _specs(values["inputs"]), _specs(values["outputs"]), tuple(values["features"])
+        _specs(values["inputs"]),
+        _specs(values["outputs"]),
+        tuple(values["features"]),
+        device=values.get("device", "cpu"),
     )
 
 
