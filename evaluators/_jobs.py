@@ -8,13 +8,15 @@ import json
 import os
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from .device_server.facts import device_state
+from .devices.state import hindrances
 from .layer_times import LayerSession, LayerTimes, time_layers
 from .measurement import EvaluationError, Reason
 from .runtimes import Runtime, Session, TensorSpec, get_runtime
@@ -31,6 +33,7 @@ from .timing import (
 
 if TYPE_CHECKING:
     from ..hw_profiles.profile import HardwareProfile
+    from .devices.session import DeviceSession
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -107,6 +110,7 @@ class Sessions:
     """
 
     def __init__(self) -> None:
+        self.device: DeviceSession | None = None  # the remote device that this child holds
         self._loaded: dict[str, _Loaded] = {}
         self._prepared: dict[str, Runtime] = {}
 
@@ -185,7 +189,7 @@ class Predict:
         """Run the samples one by one."""
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
-            return _run_samples(loaded.session, self.inputs)
+            return run_samples(loaded.session, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,10 @@ class Time:
                 baseline = _bind(loaded.session)
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
-            return time_rounds(_bind(loaded.session), baseline, self.protocol)
+            before, start = device_state(), perf_counter()
+            rounds = time_rounds(_bind(loaded.session), baseline, self.protocol)
+            notes = hindrances(before, device_state(), perf_counter() - start)
+            return replace(rounds, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -306,7 +313,8 @@ def _bind(session: Session) -> Call:
     return session.bind(*(spec.random(rng) for spec in session.inputs))
 
 
-def _run_samples(session: Session, inputs: Array) -> Array:
+def run_samples(session: Session, inputs: Array) -> Array:
+    """Run a model on the samples of `inputs`, one by one, and stack its first outputs."""
     batch = _as_input(session.inputs, inputs)
     stacked: Array | None = None
     for index in range(len(batch)):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,6 +27,7 @@ __all__ = [
     "COMPARISON_PROTOCOL",
     "LatencyProtocol",
     "RuntimeComparison",
+    "Timer",
     "compare_runtimes",
     "measure_latency",
     "summarize",
@@ -41,8 +42,29 @@ _N_COMPARED = 8  # random inputs on which the outputs of runtimes are compared
 _PREDICT_S = 120.0
 
 
+class Timer(Protocol):
+    """What times built artifacts: a `Worker` on this machine, a `DevicePool` on others."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of an inference."""
+        ...
+
+    def time(
+        self,
+        runtime: str,
+        artifact: Path,
+        *,
+        baseline: Path | None,
+        protocol: LatencyProtocol,
+        threads: int | None = None,
+    ) -> Rounds:
+        """Time the artifact, in turns with `baseline` if given."""
+        ...
+
+
 def measure_latency(
-    worker: Worker,
+    worker: Timer,
     runtime: str,
     artifact: Path,
     *,
@@ -79,6 +101,9 @@ def summarize(rounds: Rounds, tolerance: float, threads: int) -> Latency:
         threads=threads,
         baseline_us=baseline_us,
         ratio=ratio,
+        notes=rounds.notes,
+        peak_bytes=rounds.peak_bytes,
+        energy_j=rounds.energy_j,
     )
 
 

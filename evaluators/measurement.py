@@ -10,13 +10,23 @@ from typing import Any, Literal, get_args
 from ..hw_profiles.errors import ParedownError
 
 Reason = Literal[
-    "model", "unavailable", "build", "load", "run", "timeout", "memory", "crash", "worker"
+    "model",
+    "unavailable",
+    "build",
+    "load",
+    "run",
+    "timeout",
+    "memory",
+    "crash",
+    "worker",
+    "device",
 ]
 """Why an evaluation failed.
 
 `model`: the file is no model that can be measured; `unavailable`: the runtime is not installed;
 `build`, `load`, `run`: the runtime refused; `timeout`, `memory`: a limit was hit; `crash`: the
-worker process died; `worker`: the worker process could not be started.
+worker process died; `worker`: the worker process could not be started; `device`: a remote device
+could not be reached or was lost, which says nothing about the candidate.
 """
 
 
@@ -53,6 +63,9 @@ class Latency:
     threads: int
     baseline_us: float | None = None  # median of the baseline in the same window
     ratio: float | None = None  # candidate / baseline, median over the rounds
+    notes: tuple[str, ...] = ()  # what may have spoiled it: governor, heat, other load
+    peak_bytes: int | None = None  # most memory that a process holds more with the model
+    energy_j: float | None = None  # of the CPU packages in one inference, idle power included
 
     def __post_init__(self) -> None:
         for name in ("latency_us", "baseline_us", "ratio"):
@@ -89,9 +102,11 @@ class Latency:
             )
         values = {key: value for key, value in data.items() if key != "version"}
         known = {field.name for field in fields(cls)}
-        if values.keys() != known:
-            odd = ", ".join(sorted(values.keys() ^ known))
+        later = {"notes", "peak_bytes", "energy_j"}  # older records have not got these
+        if values.keys() | later != known:
+            odd = ", ".join(sorted((values.keys() | later) ^ known))
             raise ValueError(f"A latency record must have exactly its own fields, check: {odd}.")
+        values["notes"] = tuple(values.get("notes", ()))  # type: ignore[arg-type]  # JSON
         try:
             return cls(**values)  # type: ignore[arg-type]  # `__post_init__` checks the values
         except TypeError as error:

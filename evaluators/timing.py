@@ -11,11 +11,13 @@ import math
 import resource
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter_ns, thread_time_ns
+from typing import Protocol
 
+from .device_server.facts import energy_j
 from .estimates import is_settled
 
 Call = Callable[[], object]
@@ -23,6 +25,7 @@ Call = Callable[[], object]
 # Reading the clocks takes about 1 us: a sample of this length hides it.
 _MIN_SAMPLE_US = 100.0
 _MIN_ROUNDS_AT_LIMIT = 3
+_ENERGY_S = 0.5  # the counters step about once in a millisecond
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,19 @@ class Rounds:
     baseline_us: tuple[float, ...] | None  # `None`: timed without a baseline
     n_runs: int  # timed calls of the candidate
     contention: float = 0.0  # time that helper threads waited for a core, over the time in all
+    notes: tuple[str, ...] = ()  # see `Latency`, as for the next two
+    peak_bytes: int | None = None
+    energy_j: float | None = None
+
+
+class TimedBlock(Protocol):
+    """A block of calls of one model, wherever it runs."""
+
+    n_runs: int  # timed calls in the block
+
+    def time_us(self) -> float:
+        """Run the block; return the median time of one call in microseconds."""
+        ...
 
 
 class Block:
@@ -160,25 +176,55 @@ def time_rounds(candidate: Call, baseline: Call | None, protocol: LatencyProtoco
     with without_garbage_collection():
         candidate_block = Block(candidate, protocol)
         baseline_block = None if baseline is None else Block(baseline, protocol)
-        candidate_us: list[float] = []
-        baseline_us: list[float] = []
         contention = ContentionMeter()
-        start = perf_counter_ns()
-        while not _is_done(candidate_us, baseline_us, (perf_counter_ns() - start) / 1e9, protocol):
-            if baseline_block is None:
-                candidate_us.append(candidate_block.time_us())
-            elif len(candidate_us) % 2:
-                baseline_us.append(baseline_block.time_us())
-                candidate_us.append(candidate_block.time_us())
-            else:
-                candidate_us.append(candidate_block.time_us())
-                baseline_us.append(baseline_block.time_us())
+        rounds = alternate(candidate_block, baseline_block, protocol)
+        share = contention.share()
+        energy = energy_per_run(candidate_block, energy_j)
+    return replace(rounds, contention=share, energy_j=energy)
+
+
+def alternate(
+    candidate: TimedBlock, baseline: TimedBlock | None, protocol: LatencyProtocol
+) -> Rounds:
+    """Time two blocks in turns, their order swapped from round to round, by `protocol`."""
+    candidate_us: list[float] = []
+    baseline_us: list[float] = []
+    start = perf_counter_ns()
+    while not _is_done(candidate_us, baseline_us, (perf_counter_ns() - start) / 1e9, protocol):
+        if baseline is None:
+            candidate_us.append(candidate.time_us())
+        elif len(candidate_us) % 2:
+            baseline_us.append(baseline.time_us())
+            candidate_us.append(candidate.time_us())
+        else:
+            candidate_us.append(candidate.time_us())
+            baseline_us.append(baseline.time_us())
     return Rounds(
         tuple(candidate_us),
         None if baseline is None else tuple(baseline_us),
-        n_runs=len(candidate_us) * candidate_block.n_runs,
-        contention=contention.share(),
+        n_runs=len(candidate_us) * candidate.n_runs,
     )
+
+
+def energy_per_run(block: TimedBlock, counter_j: Callable[[], float | None]) -> float | None:
+    """Return the joules of one call, None where no counter tells them.
+
+    The counter's whole package counts, idle cores included: compare models, not machines.
+
+    Args:
+        block: Calls of the model.
+        counter_j: Reads the joules used since some moment.
+    """
+    start_j = counter_j()
+    if start_j is None:
+        return None
+    n_runs, start_ns = 0, perf_counter_ns()
+    while perf_counter_ns() - start_ns < _ENERGY_S * 1e9:
+        block.time_us()
+        n_runs += block.n_runs + 1  # one call goes before those that are timed
+    end_j = counter_j()
+    # A counter that has run over says nothing.
+    return (end_j - start_j) / n_runs if end_j is not None and end_j > start_j else None
 
 
 def _is_done(

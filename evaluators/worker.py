@@ -138,7 +138,7 @@ class Worker:
         """
         job = _jobs.Build(runtime, model, artifact, profile)
         try:
-            return self._run(job, timeout_s)
+            return self.run(job, timeout_s)
         finally:
             job.partial.unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ class Worker:
         sample_bytes = max(1, inputs[0].nbytes)
         step = max(1, _CHUNK_BYTES // sample_bytes)
         chunks = [
-            self._run(
+            self.run(
                 _jobs.Predict(runtime, artifact, threads, inputs[start : start + step]), timeout_s
             )
             for start in range(0, len(inputs), step)
@@ -190,7 +190,7 @@ class Worker:
         """
         threads = self._check_threads(threads)
         timeout_s = timeout_s or _LOAD_S + 3 * protocol.limit_s
-        return self._run(_jobs.Time(runtime, artifact, threads, baseline, protocol), timeout_s)
+        return self.run(_jobs.Time(runtime, artifact, threads, baseline, protocol), timeout_s)
 
     def time_block(
         self,
@@ -209,7 +209,7 @@ class Worker:
             EvaluationError: If it cannot be loaded or run, or a limit was hit.
         """
         threads = self._check_threads(threads)
-        return self._run(_jobs.TimeBlock(runtime, artifact, threads, protocol), timeout_s)
+        return self.run(_jobs.TimeBlock(runtime, artifact, threads, protocol), timeout_s)
 
     def time_layers(
         self,
@@ -234,7 +234,7 @@ class Worker:
         """
         threads = self._check_threads(threads)
         artifacts = (artifact,) if baseline is None else (artifact, baseline)
-        times = self._run(_jobs.TimeLayers(runtime, artifacts, threads, n_runs), timeout_s)
+        times = self.run(_jobs.TimeLayers(runtime, artifacts, threads, n_runs), timeout_s)
         return times[0], None if baseline is None else times[1]
 
     def _check_threads(self, threads: int | None) -> int:
@@ -247,7 +247,12 @@ class Worker:
             )
         return threads
 
-    def _run(self, job: _jobs.Job[T], timeout_s: float) -> T:
+    def run(self, job: _jobs.Job[T], timeout_s: float) -> T:
+        """Let the child carry out any job.
+
+        Raises:
+            EvaluationError: If the job fails, or a limit was hit.
+        """
         with self._lock:
             self.start()
             child = self._child

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from .connection import parse_connection
 from .errors import ProfileError, closest
 from .isa import ISAS
 
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 
 DEVICES = ("cpu", "cuda")
 ARCHS = ("x86_64", "aarch64", "cuda")
-CONNECTIONS = ("local", "compile-only")
 WEIGHT_BITS = tuple(range(2, 9))
 ACTIVATION_BITS = (7, 8)
 
 _STRINGS = ("name", "description", "device", "arch", "isa", "connection")
-_COUNTS = ("cores", "threads", "vector_bits", "channel_multiple")
+_COUNTS = ("cores", "threads", "vector_bits", "channel_multiple", "job_timeout_s")
 _STRING_TUPLES = ("features", "runtimes", "sources")
-_INT_TUPLES = ("weight_bits", "activation_bits")
+_WIDTHS = ("weight_bits", "activation_bits")
+_INT_TUPLES = (*_WIDTHS, "cache_bytes")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _ATTRIBUTE = re.compile(r"[+-]\S+")
 
@@ -46,6 +47,10 @@ def check_types(profile: "HardwareProfile") -> None:
         value = getattr(profile, key)
         if not isinstance(value, tuple) or not all(_is_int(v) for v in value):
             raise wrong(key, "a list of integers", value)
+    if not _is_int(profile.memory_bytes) or profile.memory_bytes < 0:
+        raise wrong("memory_bytes", "a count of bytes, or 0 where unknown", profile.memory_bytes)
+    if not isinstance(profile.emulated, bool):
+        raise wrong("emulated", "true or false", profile.emulated)
     if not isinstance(profile.target, Mapping):
         raise wrong("target", "a table", profile.target)
     _check_json("target", profile.target)
@@ -58,8 +63,13 @@ def check_values(profile: "HardwareProfile") -> None:
     _check_choice("device", profile.device, DEVICES)
     _check_choice("arch", profile.arch, ARCHS)
     _check_choice("isa", profile.isa, ISAS)
-    _check_choice("connection", profile.connection, CONNECTIONS)
-    for key in _STRING_TUPLES + _INT_TUPLES:
+    parse_connection(profile.connection)
+    if (
+        list(profile.cache_bytes) != sorted(profile.cache_bytes)
+        or min(profile.cache_bytes, default=1) < 1
+    ):
+        raise wrong("cache_bytes", "sizes in bytes from the first level up", profile.cache_bytes)
+    for key in _STRING_TUPLES + _WIDTHS:
         values = getattr(profile, key)
         repeated = sorted({repr(v) for v in values if values.count(v) > 1})
         if repeated:
@@ -92,7 +102,10 @@ def check_target(target: Mapping[str, object], device: str, arch: str) -> None:
         raise ProfileError(
             "`target` must not hold a thread count, but it has `num-cores`. Set `threads`."
         )
-    for key in ("mtriple", "mcpu"):
+    host = target.get("host", {"kind": "llvm"})
+    if not isinstance(host, Mapping) or host.get("kind") != "llvm":
+        raise wrong("target.host", 'a table with `kind = "llvm"`', host)
+    for key in ("mtriple", "mcpu", "arch"):
         if not isinstance(value := target.get(key, ""), str):
             raise wrong(f"target.{key}", "a string", value)
     attributes = target.get("mattr", [])

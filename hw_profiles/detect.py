@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,9 @@ from .profile import HardwareProfile
 
 _ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 _CPUINFO = Path("/proc/cpuinfo")
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")  # of PCIe cards, of Jetson modules
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Machine:
         generated: Those of them that code tuned for `llvm_cpu` may use.
         cores: Cores that this process may use.
         system: "linux-gnu", or the part of LLVM's triple that belongs to another system.
+        memory_bytes: Main memory; 0 where unknown.
+        cache_bytes: Data caches of the first core, from the first level up.
     """
 
     arch: str
@@ -39,6 +45,8 @@ class Machine:
     generated: frozenset[str]
     cores: int
     system: str = "linux-gnu"
+    memory_bytes: int = 0
+    cache_bytes: tuple[int, ...] = ()
 
 
 @cache
@@ -56,6 +64,8 @@ def this_machine() -> Machine:
         generated=generated_features(host),
         cores=cores or 1,
         system="apple-darwin" if platform.system() == "Darwin" else "linux-gnu",
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        cache_bytes=read_caches(_CACHES),
     )
 
 
@@ -99,6 +109,8 @@ def detect_profile(machine: Machine | None = None) -> HardwareProfile:
         cores=machine.cores,
         vector_bits=isa.vector_bits,
         runtimes=("tvm", "onnxruntime", "openvino", "litert"),
+        memory_bytes=machine.memory_bytes,
+        cache_bytes=machine.cache_bytes,
         sources=("detected",),
     )
 
@@ -115,21 +127,31 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
 
     Raises:
         ProfileError: If the profile is compile-only, of another architecture, needs CPU features
-            that the machine lacks, or more threads than the process may use.
+            that the machine lacks, a GPU where there is none, or more threads than the process
+            may use.
     """
     machine = machine or this_machine()
     here = "Choose another with `paredown profiles list`, or 'local' for this machine."
+    if profile.is_remote:
+        raise ProfileError(
+            f"Profile '{profile.name}' must be one of this machine, but its device is reached "
+            f"through {profile.connection}. {here}"
+        )
     if profile.connection != "local":
         raise ProfileError(
             f"Profile '{profile.name}' must be one that runs here, but its connection is "
             f"'{profile.connection}': it is there to compile for. {here}"
         )
-    if profile.device != "cpu" or profile.arch != machine.arch:
+    if profile.device == "cuda":
+        _check_gpu(profile, machine)
+    elif profile.arch != machine.arch:
         raise ProfileError(
             f"Profile '{profile.name}' must fit this machine to run here, but it is for "
             f"{profile.arch} and this machine is {machine.arch}. {here}"
         )
-    needed = {*profile.features, *ISAS[profile.isa].features, *target_features(profile.target)}
+    code = profile.target if profile.device == "cpu" else profile.target.get("host", {})
+    assert isinstance(code, Mapping)  # the profile has checked itself
+    needed = {*profile.features, *ISAS[profile.isa].features, *target_features(code)}
     missing = sorted(needed - machine.flags)
     if missing:
         raise ProfileError(
@@ -141,6 +163,41 @@ def check_runs_here(profile: HardwareProfile, machine: Machine | None = None) ->
             f"`threads` must not exceed the cores that this process may use, but profile "
             f"'{profile.name}' asks for {profile.threads} of {machine.cores}."
         )
+
+
+def _check_gpu(profile: HardwareProfile, machine: Machine) -> None:
+    """Check that there is a GPU, and that the host's code is for this machine."""
+    host = profile.target.get("host", {})
+    triple = str(host.get("mtriple", machine.arch)) if isinstance(host, Mapping) else ""
+    if triple.partition("-")[0] != machine.arch:
+        raise ProfileError(
+            f"Profile '{profile.name}' must fit this machine to run here, but its host is "
+            f"{triple} and this machine is {machine.arch}."
+        )
+    if not any(Path(path).exists() for path in _GPU_DEVICES):
+        raise ProfileError(
+            f"Profile '{profile.name}' needs an NVIDIA GPU with its driver, but there is none on "
+            f"this machine. Without one, '{profile.name}@compile-only' measures accuracy and size."
+        )
+
+
+def read_caches(folder: Path) -> tuple[int, ...]:
+    """Return the sizes of a core's data caches in bytes, by level.
+
+    Args:
+        folder: Linux's description of them, such as `/sys/devices/system/cpu/cpu0/cache`.
+    """
+    sizes: dict[int, int] = {}
+    for index in folder.glob("index[0-9]*"):
+        try:
+            kind, level, size = (
+                (index / name).read_text("ascii").strip() for name in ("type", "level", "size")
+            )
+        except OSError:  # a virtual machine may leave some of it out
+            continue
+        if kind != "Instruction" and size[-1:] in _UNITS:
+            sizes[int(level)] = int(size[:-1]) * _UNITS[size[-1]]
+    return tuple(sizes[level] for level in sorted(sizes))
 
 
 def _brand(fallback: str) -> str:

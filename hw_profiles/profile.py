@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from ._checks import (
     check_values,
     wrong,
 )
+from .connection import parse_connection
 from .errors import ProfileError, closest
 
 FORMAT_VERSION = 1
@@ -45,7 +46,11 @@ class HardwareProfile:
         weight_bits: Weight widths that have integer kernels, ascending.
         activation_bits: Activation widths that have integer kernels, ascending.
         runtimes: Runtimes that can serve a model on the device.
-        connection: "local" (runs on this machine) or "compile-only".
+        connection: How the device is reached; see `parse_connection`.
+        job_timeout_s: Most seconds that one job on a remote device may take, all in all.
+        emulated: Whether the device is an emulator, whose times say nothing about the real one.
+        memory_bytes: Main memory; 0 where unknown.
+        cache_bytes: Data caches that a core sees, in bytes, from the first level up.
         sources: Where the values come from.
 
     Raises:
@@ -67,6 +72,10 @@ class HardwareProfile:
     activation_bits: tuple[int, ...] = ACTIVATION_BITS
     runtimes: tuple[str, ...] = ("tvm", "onnxruntime")
     connection: str = "local"
+    job_timeout_s: int = 120
+    emulated: bool = False
+    memory_bytes: int = 0
+    cache_bytes: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,17 +86,35 @@ class HardwareProfile:
         # A copy: the caller's later changes do not reach a frozen value.
         object.__setattr__(self, "target", copy.deepcopy(dict(self.target)))
 
+    @property
+    def has_latency(self) -> bool:
+        """Whether there is a device behind the profile whose times count."""
+        return self.connection != "compile-only" and not self.emulated
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the device is reached through RPC."""
+        return parse_connection(self.connection).is_remote
+
     def with_threads(self, threads: int) -> Self:
         """Return the same device with another number of inference threads."""
         return dataclasses.replace(self, threads=threads)
 
     @classmethod
-    def from_toml(cls, text: str, source: str = "profile") -> Self:
+    def from_toml(
+        cls,
+        text: str,
+        source: str = "profile",
+        find_base: "Callable[[str], HardwareProfile] | None" = None,
+    ) -> Self:
         """Read a profile from TOML.
 
         Args:
-            text: The document, as `to_toml` writes it; fields with a default may be left out.
+            text: The document, as `to_toml` writes it; fields with a default may be left out. With
+                a key `base`, all that the document does not say is as in the profile of that
+                name; of `target`, each key on its own.
             source: Where the text comes from; it opens every message.
+            find_base: Returns the profile that a `base` names; by default none may be named.
 
         Raises:
             ProfileError: If the text is not TOML, or a key is unknown, missing or has a value
@@ -98,6 +125,8 @@ class HardwareProfile:
         except tomllib.TOMLDecodeError as error:
             raise ProfileError(f"{source}: not a valid TOML document: {error}.") from error
         try:
+            if find_base is not None and "base" in values:
+                values = _on_top_of(find_base(_base_name(values)), values)
             return cls(**_arguments(values))
         except ProfileError as error:
             raise ProfileError(f"{source}: {error}") from error
@@ -109,6 +138,23 @@ class HardwareProfile:
             value = getattr(self, field.name)
             values[field.name] = list(value) if isinstance(value, tuple) else value
         return tomli_w.dumps(values)
+
+
+def _base_name(values: Mapping[str, Any]) -> str:
+    if not isinstance(name := values["base"], str) or not name:
+        raise wrong("base", "the name of a profile", name)
+    return name
+
+
+def _on_top_of(base: HardwareProfile, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the document of a profile that differs from another one in the given values."""
+    merged: dict[str, Any] = tomllib.loads(base.to_toml())
+    target = values.get("target", {})
+    if isinstance(target, Mapping):  # anything else is refused by the checks of the profile
+        target = {**merged["target"], **target}
+    merged |= {**values, "target": target}
+    del merged["base"]
+    return merged
 
 
 def _arguments(values: dict[str, Any]) -> dict[str, Any]:

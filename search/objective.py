@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,23 +13,21 @@ from typing import TYPE_CHECKING, Protocol, Self
 import onnx
 import torch
 
-from ..evaluators.accuracy import evaluate_in_batches
-from ..evaluators.latency import LatencyProtocol, measure_latency
+from ..evaluators.accuracy import evaluate_in_batches, predict
+from ..evaluators.latency import LatencyProtocol
 from ..evaluators.layer_times import LayerTimes
-from ..evaluators.measurement import EvaluationError, Latency
-from ..evaluators.runtimes import get_runtime
+from ..evaluators.measurement import Latency
 from ..evaluators.task import Task
-from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import Candidate
+from .device_timing import Bench, DeviceLatency, DeviceTiming
 from .early_stopping import CONFIDENCE, Gate, StoppedEarly
 from .knowledge.latency_model import LatencySample
 
 if TYPE_CHECKING:
     from .compression.compressor import CompressedModel
 
-# The baseline stands in every other latency, so it is timed for longer.
-_BASELINE_BUDGET = 3.0
+_N_CHECKED = 4  # samples that run on an emulated device, which takes seconds for each
 
 
 class CandidateCompressor(Protocol):
@@ -43,30 +41,25 @@ class CandidateCompressor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
-    """The uncompressed model: what is timed in turns with each candidate, and its latency."""
-
-    artifact: Path
-    latency_us: float
-
-
-@dataclass(frozen=True, slots=True)
 class Evaluation:
     """All that was measured of one candidate.
 
     `latency_us` is the ratio to the baseline in the same time window times the baseline's
-    latency: the drift of the machine between trials cancels. `latency` has the raw values.
+    latency: the drift of the machine between trials cancels. `latency` has the raw values. The
+    three are None where the study's profile has no latency; see `DeviceTiming.measure`.
     """
 
     candidate: Candidate
     accuracy: float
     size_bytes: int
-    latency_us: float
-    latency_spread_us: float
-    latency: Latency
+    latency_us: float | None
+    latency_spread_us: float | None
+    latency: Latency | None
     model: Path  # the QDQ ONNX file that was measured
     artifact: Path  # what the runtime built from it
     layer_times: LayerTimes | None = None  # in proportion to `latency_us` of the baseline
+    others: tuple[DeviceLatency, ...] = ()  # on the study's further devices
+    other_artifacts: tuple[Path, ...] = ()
 
 
 class Objective:
@@ -75,11 +68,12 @@ class Objective:
     Args:
         task: Gives the validation data and the metric.
         compressor: Makes the models.
-        worker: Builds and times them in its own process.
+        worker: Builds and times them, here or on a device.
         runtime: Name of the runtime that counts.
         profile: The device, with the number of threads.
         folder: Where models and artifacts are written; the caller removes it.
         protocol: How latency is measured.
+        others: Further devices, each with what builds and times for it.
 
     The accuracy runs on the cores that the worker leaves, while it builds and times. Where the
     worker takes all, it runs while the worker builds.
@@ -89,22 +83,20 @@ class Objective:
         self,
         task: Task,
         compressor: CandidateCompressor,
-        worker: Worker,
+        worker: Bench,
         runtime: str,
         profile: HardwareProfile,
         folder: Path,
         protocol: LatencyProtocol | None = None,
+        others: Sequence[tuple[Bench, HardwareProfile]] = (),
     ) -> None:
         self._task = task
         self._compressor = compressor
-        self._worker = worker
-        self._runtime = runtime
-        self._suffix = get_runtime(runtime).suffix
-        self._profile = profile
+        self._devices = [
+            DeviceTiming(bench, runtime, device, protocol)
+            for bench, device in ((worker, profile), *others)
+        ]
         self._folder = folder
-        self._protocol = protocol or LatencyProtocol()
-        self._baseline: Baseline | None = None
-        self._has_layers = True
         self._overlaps = bool(_free_cpus(worker))
         self._executor = ThreadPoolExecutor(
             1, "accuracy", initializer=_stay_on, initargs=(_free_cpus(worker),)
@@ -121,19 +113,21 @@ class Objective:
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def use_baseline(self, model: onnx.ModelProto, latency_us: float) -> None:
+    def use_baseline(self, model: onnx.ModelProto, *latencies_us: float | None) -> None:
         """Compare with a baseline that was evaluated in an earlier run.
 
         Args:
             model: The uncompressed model.
-            latency_us: Its latency then; all latencies of the study are in proportion to it.
+            latencies_us: Its latency then on each device; all latencies of the study are in
+                proportion to it.
 
         Raises:
             EvaluationError: If it cannot be built.
         """
         path = self._folder / "baseline.onnx"
         onnx.save(model, path)
-        self._baseline = Baseline(self._build(path), latency_us)
+        for device, latency_us in zip(self._devices, latencies_us, strict=True):
+            device.use_baseline(path, latency_us)
 
     def probe(self, candidate: Candidate) -> LatencySample:
         """Time a candidate and its layers, without its accuracy: a look at the device.
@@ -141,13 +135,14 @@ class Objective:
         Raises:
             ParedownError: If a step fails.
         """
-        assert self._baseline is not None  # the uncompressed model is evaluated first
+        device = self._devices[0]  # the uncompressed model was evaluated on it first
         path = self._folder / f"probe-{candidate.digest}.onnx"
         onnx.save(self._compressor.compress(candidate).model, path)
-        artifact = self._build(path)
+        artifact = device.build(path)
         try:
-            found = self._with_latency(candidate, 0.0, 0, path, artifact)
-            return LatencySample(candidate, found.layer_times, found.latency_us)
+            found = device.measure(artifact)
+            assert found is not None  # only studies with a latency look at the device
+            return LatencySample(candidate, device.time_layers(artifact), found.latency_us)
         finally:
             path.unlink()
             artifact.unlink()
@@ -161,17 +156,10 @@ class Objective:
         Raises:
             EvaluationError: If a step fails.
         """
-        assert self._baseline is not None
-        artifact = self._folder / f"again{self._suffix}"
-        self._worker.build(self._runtime, model, artifact, self._profile)
-        return measure_latency(
-            self._worker,
-            self._runtime,
-            artifact,
-            baseline=self._baseline.artifact,
-            threads=self._profile.threads,
-            protocol=self._protocol,
-        )
+        device = self._devices[0]
+        found = device.measure(device.build(model))
+        assert found is not None  # only studies with a latency measure again
+        return found.latency
 
     def evaluate(
         self,
@@ -203,7 +191,8 @@ class Objective:
             return self._measure(candidate, compressed, path, watch, report)
         except StoppedEarly:
             path.unlink()
-            self._artifact(path).unlink(missing_ok=True)
+            for device in self._devices:
+                device.artifact(path).unlink(missing_ok=True)
             raise
 
     def _measure(
@@ -221,16 +210,16 @@ class Objective:
         running = self._executor.submit(lambda: [*partial, watch.accuracy][-1])
         try:
             report("compiling")
-            artifact = self._build(path)
+            artifacts = [device.build(path) for device in self._devices]
             if not self._overlaps and not running.done():
                 report("accuracy")
                 running.result()
             if running.done():
                 running.result()  # it may have been given up
-            report("measuring")
-            found = self._with_latency(candidate, 0.0, compressed.size_bytes, path, artifact)
-            # The spread belongs to what the latency can still turn out to be.
-            watch.latency_us = max(0.0, found.latency_us - found.latency_spread_us)
+            found = self._time(candidate, compressed, path, artifacts, report)
+            if found.latency_us is not None:
+                # The spread belongs to what the latency can still turn out to be.
+                watch.latency_us = max(0.0, found.latency_us - (found.latency_spread_us or 0.0))
             if not running.done():
                 report("accuracy")
             accuracy = running.result()
@@ -255,75 +244,57 @@ class Objective:
             watch.check(partial.accuracy + sign * partial.half_width)
             yield partial.accuracy
 
-    def _build(self, model: Path) -> Path:
-        artifact = self._artifact(model)
-        self._worker.build(self._runtime, model, artifact, self._profile)
-        return artifact
-
-    def _artifact(self, model: Path) -> Path:
-        artifact = model.with_suffix(self._suffix)
-        if artifact == model:  # a runtime whose artifacts are ONNX files too
-            artifact = model.with_suffix(f".built{self._suffix}")
-        return artifact
-
-    def _with_latency(
-        self, candidate: Candidate, accuracy: float, size_bytes: int, model: Path, artifact: Path
+    def _time(
+        self,
+        candidate: Candidate,
+        compressed: CompressedModel,
+        model: Path,
+        artifacts: Sequence[Path],
+        report: Callable[[str], None],
     ) -> Evaluation:
-        baseline, protocol = self._baseline, self._protocol
-        if baseline is None:
-            protocol = replace(protocol, budget_s=protocol.budget_s * _BASELINE_BUDGET)
-        latency = measure_latency(
-            self._worker,
-            self._runtime,
-            artifact,
-            baseline=None if baseline is None else baseline.artifact,
-            threads=self._profile.threads,
-            protocol=protocol,
+        """Time a candidate on all devices; its accuracy is still to come."""
+        first, *others = (
+            self._measure_on(device, artifact, compressed, report)
+            for device, artifact in zip(self._devices, artifacts, strict=True)
         )
-        if baseline is None:
-            self._baseline = Baseline(artifact, latency.latency_us)
-            latency_us = latency.latency_us
-        else:
-            assert latency.ratio is not None
-            latency_us = latency.ratio * baseline.latency_us
         return Evaluation(
             candidate,
-            accuracy,
-            size_bytes,
-            latency_us,
-            latency.spread_us * latency_us / latency.latency_us,
-            latency,
+            0.0,
+            compressed.size_bytes,
+            None if first is None else first.latency_us,
+            None if first is None else first.spread_us,
+            None if first is None else first.latency,
             model,
-            artifact,
-            self._time_layers(artifact),
+            artifacts[0],
+            None if first is None else self._devices[0].time_layers(artifacts[0]),
+            tuple(other for other in others if other is not None),
+            tuple(artifacts[1:]),
         )
 
-    def _time_layers(self, artifact: Path) -> LayerTimes | None:
-        """Return the times of the layers, None where the runtime cannot tell them apart."""
-        assert self._baseline is not None
-        if not self._has_layers:
-            return None
-        try:
-            times, baseline = self._worker.time_layers(
-                self._runtime,
-                artifact,
-                baseline=self._baseline.artifact,
-                threads=self._profile.threads,
-            )
-        except EvaluationError as error:
-            if error.reason != "unavailable":
-                raise
-            self._has_layers = False
-            return None
-        # Both ran in one window: the drift of the machine cancels.
-        assert baseline is not None
-        return times.scaled(self._baseline.latency_us / baseline.total_us)
+    def _measure_on(
+        self,
+        device: DeviceTiming,
+        artifact: Path,
+        compressed: CompressedModel,
+        report: Callable[[str], None],
+    ) -> DeviceLatency | None:
+        where = f" on '{device.profile.name}'" if len(self._devices) > 1 else ""
+        if device.is_checked_instead:
+            report(f"checking outputs{where}")
+            inputs = self._task.validation.inputs[:_N_CHECKED]
+            expected = predict(compressed.module, inputs)
+            device.check_outputs(artifact, inputs.numpy(), expected.numpy())
+        elif device.profile.has_latency:
+            report(f"measuring{where}")
+        return device.measure(artifact)
 
     def discard(self, evaluation: Evaluation) -> None:
         """Delete the files of an evaluation, unless later ones are compared with it."""
         evaluation.model.unlink(missing_ok=True)
-        if self._baseline is None or evaluation.artifact != self._baseline.artifact:
-            evaluation.artifact.unlink(missing_ok=True)
+        artifacts = (evaluation.artifact, *evaluation.other_artifacts)
+        for device, artifact in zip(self._devices, artifacts, strict=True):
+            if not device.is_baseline(artifact):
+                artifact.unlink(missing_ok=True)
 
 
 @dataclass
@@ -345,7 +316,7 @@ class _Watch:
             raise StoppedEarly(reason, (self.accuracy, float(self.size_bytes), self.latency_us))
 
 
-def _free_cpus(worker: Worker) -> frozenset[int]:
+def _free_cpus(worker: Bench) -> frozenset[int]:
     """Return the cores that this process may use and the worker is not pinned to."""
     return frozenset(os.sched_getaffinity(0)) - frozenset(worker.cpus)
 

@@ -46,7 +46,7 @@ class BundleMetrics:
 
     accuracy: float
     size_bytes: int
-    latency_us: float  # ratio to the baseline x the study's baseline latency
+    latency_us: float | None  # ratio to the baseline x the study's baseline latency
     latency_spread_us: float | None
     baseline_accuracy: float | None = None
     baseline_size_bytes: int | None = None

@@ -189,11 +189,12 @@ def show_time(
         call()
         times_us.append((time.perf_counter_ns() - start) / 1e3)
     times_us.sort()
+    recorded = bundle["metrics"]["latency_us"]
     low, high = times_us[len(times_us) // 4], times_us[3 * len(times_us) // 4]
     print(
         f"{statistics.median(times_us):.1f} us median of {n_runs} runs on {threads} thread(s), "
-        f"quartiles {low:.1f} and {high:.1f}; the trial had "
-        f"{bundle['metrics']['latency_us']:.1f} us"
+        f"quartiles {low:.1f} and {high:.1f}; "
+        + ("the trial was not timed" if recorded is None else f"the trial had {recorded:.1f} us")
     )
 
 

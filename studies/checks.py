@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, get_args
 
@@ -18,25 +17,61 @@ from .records import ACCURACY_MODES, Constraints, StudyRecord, StudySettings
 from .tasks import BUILTIN_TASKS
 
 # Fields of a profile that describe it without changing what is measured.
-_DESCRIPTIVE = ("name", "description", "sources", "cores", "connection", "runtimes")
+_DESCRIPTIVE = (
+    *("name", "description", "sources", "cores", "memory_bytes", "cache_bytes"),
+    *("connection", "job_timeout_s", "runtimes"),
+)
 
 
-def check_profile(config: StudyConfig) -> HardwareProfile:
-    """Load the study's profile and check that it and the runtime can be measured here.
+def check_profiles(config: StudyConfig) -> tuple[HardwareProfile, ...]:
+    """Load the study's profiles and check what can be said of them without their devices.
 
     Raises:
-        ParedownError: If the profile is unknown or does not run on this machine, or the runtime
-            is unknown, not installed, or not one of the profile's.
+        ParedownError: If a profile is unknown or meant for this machine and does not run on it,
+            or the runtime is unknown, not installed, or not one of the profile's.
     """
-    profile = load_profile(config.profile)
+    profiles = tuple(_check_profile(name, config) for name in config.profiles)
+    names = [profile.name for profile in profiles]
+    if len(set(names)) < len(names):
+        raise StudyError(
+            f"`profile` must name each device once, but got {', '.join(names)}. Give a device a "
+            "name of its own in a profile file with `base`."
+        )
+    if len(profiles) > 1:
+        for profile in profiles:
+            if not profile.has_latency:
+                raise StudyError(
+                    f"Each profile of a study with several must have a latency, but "
+                    f"'{profile.name}' is {_kind_without_latency(profile)}. Leave it out."
+                )
+        if config.threads is not None:
+            raise StudyError(
+                "`threads` must be left to the profiles of a study with several, but got "
+                f"{config.threads}. Set it in a profile file with `base`."
+            )
+    return profiles
+
+
+def _kind_without_latency(profile: HardwareProfile) -> str:
+    return "compile-only" if profile.connection == "compile-only" else "emulated"
+
+
+def _check_profile(name: str, config: StudyConfig) -> HardwareProfile:
+    profile = load_profile(name)
     if config.threads is not None:
         profile = profile.with_threads(config.threads)
-    check_runs_here(profile)
+    if profile.connection == "local":
+        check_runs_here(profile)
     runtime = get_runtime(config.runtime)
     if config.runtime not in profile.runtimes:
         raise StudyError(
             f"`runtime` must be one of {', '.join(profile.runtimes)} on profile "
             f"'{profile.name}', but got '{config.runtime}'."
+        )
+    if profile.is_remote and config.runtime != "tvm":
+        raise StudyError(
+            f"`runtime` must be 'tvm' on a device behind RPC, but got '{config.runtime}' for "
+            f"profile '{profile.name}'."
         )
     require_installed(runtime)
     return profile
@@ -144,7 +179,7 @@ def check_same_study(found: StudyRecord, wanted: StudyRecord) -> None:
 
 def _differences(found: StudyRecord, wanted: StudyRecord) -> list[tuple[str, str, str]]:
     old, new = _identity(found), _identity(wanted)
-    return [(key, _text(old[key]), _text(new[key])) for key in new if old[key] != new[key]]
+    return [(key, _text(old.get(key)), _text(new[key])) for key in new if old.get(key) != new[key]]
 
 
 def _identity(study: StudyRecord) -> dict[str, Any]:
@@ -153,21 +188,26 @@ def _identity(study: StudyRecord) -> dict[str, Any]:
     # How candidates are chosen does not change what their numbers mean.
     for name in ("sampler", "early_stopping", "reference"):
         settings.pop(name)
-    profile = asdict(study.profile)
-    facts = {key: value for key, value in profile.items() if key not in _DESCRIPTIVE}
+    facts = _facts(study.profile)
     facts.pop("threads")
+    others = {other.name: _facts(other) for other in study.other_profiles}
     return {
         "task": study.task,
         "profile": study.profile.name,
+        "other profiles": list(others),
         "threads": study.threads,
-        **{f"profile field {key}": _plain(value) for key, value in facts.items()},
+        **{f"description of profile {name}": facts for name, facts in others.items()},
+        **{f"profile field {key}": value for key, value in facts.items()},
         **{f"setting {key}": value for key, value in settings.items()},
         **{f"constraint {key}": value for key, value in constraints.items()},
     }
 
 
-def _plain(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else value
+def _facts(profile: HardwareProfile) -> dict[str, Any]:
+    """Return what of a profile decides the meaning of a study's numbers."""
+    values = asdict(profile)
+    facts = {key: value for key, value in values.items() if key not in _DESCRIPTIVE}
+    return {**facts, "target": dict(facts["target"])}
 
 
 def _text(value: object) -> str:

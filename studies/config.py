@@ -86,7 +86,7 @@ class StudyConfig(BaseModel):
     timeout: float | None = Field(default=None, gt=0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     storage: str = Field(default="sqlite:///paredown.db", min_length=1)
-    profile: str = Field(default="local", min_length=1)
+    profile: str | tuple[str, ...] = "local"
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
     sampler: str = "guided"
@@ -106,6 +106,18 @@ class StudyConfig(BaseModel):
         if value in ("sqlite://", "sqlite:///:memory:", ":memory:"):
             raise ValueError("a study is kept on disk or in a database, not in memory")
         return value
+
+    @field_validator("profile")
+    @classmethod
+    def _some_profile(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all((value,) if isinstance(value, str) else value):
+            raise ValueError("a profile must have a name")
+        return value
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles of the study, one or several."""
+        return (self.profile,) if isinstance(self.profile, str) else self.profile
 
     def settings(self) -> StudySettings:
         """Return the part that fixes what the study's numbers mean."""

@@ -12,7 +12,6 @@ from optuna.storages import RDBStorage
 from torch import Tensor
 
 from ..evaluators.task import Task, check_task
-from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
 from ..search.checkpoint import digest_tensors
 from ..search.compression.compressor import CompressionSettings, Compressor
@@ -20,9 +19,10 @@ from ..search.guided import GuidedSampler
 from ..search.objective import Objective
 from ..search.samplers import make_sampler
 from ..search.space import SearchSpace
+from .benches import meet_devices, open_benches
 from .checks import (
     check_constraints,
-    check_profile,
+    check_profiles,
     check_same_study,
     check_settings,
     check_task_bounds,
@@ -65,13 +65,15 @@ def run_study(
     """
     observer, stop = observer or Observer(), stop or StopSignal()
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
-    wanted = describe_study(config, check_profile(config))
+    wanted = describe_study(config, check_profiles(config))
     check_task_bounds(config)
     check_settings(wanted.settings)
     storage = open_storage(config.storage)
     if has_study(storage, wanted.name):
         found = read_study(storage, wanted.name)
-        check_same_study(found, wanted)
+        # Whether a device is emulated it tells itself, which comes later.
+        known = replace(wanted.profile, emulated=found.profile.emulated)
+        check_same_study(found, replace(wanted, profile=known))
         if found.n_finished >= config.trials:
             observer.message(
                 f"Study '{found.name}' has its {config.trials} trials already; ask for more "
@@ -80,12 +82,13 @@ def run_study(
             return found
     with (
         TemporaryDirectory(prefix="paredown-") as folder,
-        Worker(wanted.threads, preload=(config.runtime,)) as worker,
+        open_benches(wanted, observer.message) as benches,
     ):
-        worker.start()  # its imports overlap with the training of the base model
+        wanted = meet_devices(wanted, benches, observer)
         run = _prepare(wanted, storage, observer)
+        (first, profile), *others = zip(benches, run.record.profiles, strict=True)
         with Objective(
-            run.task, run.compressor, worker, config.runtime, wanted.profile, Path(folder)
+            run.task, run.compressor, first, config.runtime, profile, Path(folder), others=others
         ) as objective:
             with storage_errors(storage.url):
                 loop = run.loop(objective, observer, stop, config.trials)
@@ -111,16 +114,16 @@ class _Run:
         settings, name = self.record.settings, self.record.name
         # A resumed sampler must not repeat the draws of the run before it.
         seed = np.random.SeedSequence([settings.seed, len(self.record.trials)])
-        sampler = make_sampler(settings.sampler, int(seed.generate_state(1)[0]))
-        study = load_optuna_study(self.storage, name, sampler)
+        sampler = make_sampler(self._sampler(observer), int(seed.generate_state(1)[0]))
+        study = load_optuna_study(self.storage, name, sampler, self.record.objectives)
         n_stale = mark_interrupted(study, self.storage)
         if n_stale:
             observer.message(f"{n_stale} trial(s) of an interrupted run are marked as failed.")
         baseline = self.record.baseline
         if baseline is not None:
             observer.preparing("building the uncompressed model")
-            assert baseline.latency_us is not None
-            objective.use_baseline(load_model(self.record, baseline), baseline.latency_us)
+            others = (latency.latency_us for latency in baseline.others)
+            objective.use_baseline(load_model(self.record, baseline), baseline.latency_us, *others)
         guide = None
         if isinstance(sampler, GuidedSampler):
             # Training each of the models whose outputs are compared would take very long.
@@ -134,8 +137,19 @@ class _Run:
             study, self.storage, self.record, self.space, objective, observer, stop, guide
         )
 
+    def _sampler(self, observer: Observer) -> str:
+        """Return the name of the sampler: the guided one knows accuracy, size and one latency."""
+        wanted = self.record.settings.sampler
+        if wanted != "guided" or len(self.record.objectives) == 3:
+            return wanted
+        observer.message(
+            f"The sampler 'guided' is for one latency, but the objectives are "
+            f"{', '.join(self.record.objectives)}: 'tpe' takes its place."
+        )
+        return "tpe"
 
-def describe_study(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
+
+def describe_study(config: StudyConfig, profiles: tuple[HardwareProfile, ...]) -> StudyRecord:
     """Return the study that the options ask for, as far as it is known without its task."""
     spec = check_task_spec(config.task)
     settings = config.settings()
@@ -146,8 +160,9 @@ def describe_study(config: StudyConfig, profile: HardwareProfile) -> StudyRecord
         task=spec,
         metric_name="",
         higher_is_better=True,
-        profile=profile,
-        threads=profile.threads,
+        profile=profiles[0],
+        other_profiles=profiles[1:],
+        threads=profiles[0].threads,
         settings=settings,
         baseline=None,
         trials=(),
@@ -184,7 +199,13 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     if has_study(storage, record.name):
         found = read_study(storage, record.name)
         check_same_study(found, record)
-        record = replace(found, settings=settings)
+        # The connections may be other ones than those of the run before.
+        record = replace(
+            found,
+            settings=settings,
+            profile=record.profile,
+            other_profiles=record.other_profiles,
+        )
     else:
         create_study(storage, record)
         record = read_study(storage, record.name)

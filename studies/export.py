@@ -185,7 +185,7 @@ def _umask() -> int:
 def _describe(
     folder: Path, record: StudyRecord, trial: TrialRecord, model: onnx.ModelProto, library: str
 ) -> Bundle:
-    accuracy, size_bytes, latency_us = trial.values
+    accuracy, size_bytes, *_ = trial.values
     baseline = record.baseline
     return Bundle(
         study=record.name,
@@ -200,7 +200,7 @@ def _describe(
         metrics=BundleMetrics(
             accuracy=accuracy,
             size_bytes=int(size_bytes),
-            latency_us=latency_us,
+            latency_us=trial.latency_us,
             latency_spread_us=trial.latency_spread_us,
             baseline_accuracy=None if baseline is None else baseline.accuracy,
             baseline_size_bytes=None if baseline is None else baseline.size_bytes,
@@ -260,14 +260,17 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _readme(record: StudyRecord, trial: TrialRecord, library: str) -> str:
-    accuracy, size_bytes, latency_us = trial.values
-    compared = ""
+    accuracy, size_bytes, *_ = trial.values
+    compared, measured = "", f", not timed. {record.why_no_latency}"
     speedup, shrink = record.speedup(trial), record.shrink(trial)
-    if speedup is not None and shrink is not None:
-        compared = (
-            f" That is {shrink:.2f} times smaller and {speedup:.2f} times faster than the "
-            "uncompressed model."
+    if trial.latency_us is not None:
+        measured = (
+            f", {trial.latency_us:.1f} us on {record.threads} thread(s) of "
+            f"'{record.profile.name}'."
         )
+    if shrink is not None:
+        faster = "" if speedup is None else f" and {speedup:.2f} times faster"
+        compared = f" That is {shrink:.2f} times smaller{faster} than the uncompressed model."
     files = [(MODEL_FILE, "the quantized model as it was measured, in QDQ form")]
     if library != MODEL_FILE:
         files.append((library, f"the model compiled for the profile '{record.profile.name}'"))
@@ -283,9 +286,8 @@ def _readme(record: StudyRecord, trial: TrialRecord, library: str) -> str:
     lines = "\n".join(f"- `{name}`: {text}" for name, text in files)
     return (
         f"# Trial {trial.number} of study '{record.name}'\n\n"
-        f"{record.metric_name.capitalize()} {accuracy:.4f}, {size_bytes:.0f} bytes, "
-        f"{latency_us:.1f} us on {record.threads} thread(s) of "
-        f"'{record.profile.name}'.{compared}\n\n"
+        f"{record.metric_name.capitalize()} {accuracy:.4f}, {size_bytes:.0f} bytes{measured}"
+        f"{compared}\n\n"
         f"{lines}\n\n```sh\n{run}paredown verify .\n```\n\n"
         "`paredown verify` checks the files, then accuracy and latency against the trial's.\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from torch import distributed
 
 from ..evaluators.task import Task, check_task
-from ..evaluators.worker import Worker
 from ..search.compression.compressor import Compressor
 from ..search.objective import Evaluation, Objective
 from ..search.training import Log, Precision
+from .benches import open_benches
 from .engine import digest_task
 from .errors import StudyError
 from .records import StudyRecord, TrialRecord
@@ -158,16 +158,20 @@ def _measure(
     baseline = record.baseline
     assert trial.candidate is not None  # checked before
     assert baseline is not None  # a complete trial was compared with it
-    assert baseline.latency_us is not None
     settings = record.settings
     with (
         TemporaryDirectory(prefix="paredown-") as folder,
-        Worker(record.threads, preload=(settings.runtime,)) as worker,
-        Objective(
-            task, compressor, worker, settings.runtime, record.profile, Path(folder)
-        ) as objective,
+        open_benches(record, tell) as benches,
+        ExitStack() as stack,
     ):
-        objective.use_baseline(load_model(record, baseline), baseline.latency_us)
+        (first, profile), *others = zip(benches, record.profiles, strict=True)
+        objective = stack.enter_context(
+            Objective(
+                task, compressor, first, settings.runtime, profile, Path(folder), others=others
+            )
+        )
+        latencies = (latency.latency_us for latency in baseline.others)
+        objective.use_baseline(load_model(record, baseline), baseline.latency_us, *latencies)
         evaluation = objective.evaluate(trial.candidate, tell)
         number = _add(record, trial, evaluation, options, time.monotonic() - start)
     return read_study(record.storage, record.name).trial(number)
@@ -180,22 +184,26 @@ def _add(
     options: FinetuneOptions,
     seconds: float,
 ) -> int:
-    values = (evaluation.accuracy, float(evaluation.size_bytes), evaluation.latency_us)
+    accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
+    latency, latency_us = evaluation.latency, evaluation.latency_us
     attributes: dict[str, Any] = {
         "candidate": evaluation.candidate.to_json(),
         "accuracy": evaluation.accuracy,
         "size_bytes": evaluation.size_bytes,
         "latency_us": evaluation.latency_us,
         "latency_spread_us": evaluation.latency_spread_us,
-        "latency": evaluation.latency.to_json(),
+        "latency": None if latency is None else latency.to_json(),
+        "others": [other.to_json() for other in evaluation.others],
         "is_baseline": False,
         "finetuned_from": trial.number,
         "finetune_epochs": options.epochs,
         "seconds": seconds,
     }
     missed = record.settings.constraints.violations(
-        *values, higher_is_better=record.higher_is_better
+        accuracy, size_bytes, latency_us, higher_is_better=record.higher_is_better
     )
+    latencies = [us for us in (latency_us, *(o.latency_us for o in evaluation.others)) if us]
+    values = (accuracy, size_bytes, *latencies)
     storage = open_storage(record.storage, must_exist=True)
     return add_complete_trial(storage, record.name, values, attributes, missed, evaluation.model)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.table import Table
 
 from ..search.candidate import Candidate
+from ..search.device_timing import DeviceLatency
 from .records import StudyRecord, TrialRecord
 
 FORMATS = ("table", "json", "csv")
+ELSEWHERE_LOSS = 0.005  # of the metric: what the trials compared between devices may lose
 
 _CSV_COLUMNS = (
     "trial",
@@ -50,11 +54,10 @@ def describe_trial(trial: TrialRecord, study: StudyRecord) -> str:
         return f"{name} stopped early: {_first_line(trial.error)}"
     if trial.state != "complete":
         return f"{name} is {trial.state}"
-    accuracy, size_bytes, latency_us = trial.values
-    text = (
-        f"{name}: {study.metric_name} {accuracy:.4f}, {format_bytes(size_bytes)}, "
-        f"{latency_us:.1f} us{_factors(trial, study)}"
-    )
+    accuracy, size_bytes, *latencies = trial.values
+    measured = [f"{study.metric_name} {accuracy:.4f}", format_bytes(size_bytes)]
+    measured += [f"{latency_us:.1f} us" for latency_us in latencies]
+    text = f"{name}: {', '.join(measured)}{_factors(trial, study)}"
     if trial.candidate is not None:
         text += f", {'uncompressed' if trial.is_baseline else summarize(trial.candidate)}"
     if trial.finetuned_from is not None:
@@ -76,6 +79,7 @@ def trial_json(trial: TrialRecord, study: StudyRecord) -> dict[str, Any]:
         "speedup": study.speedup(trial),
         "shrink": study.shrink(trial),
         "latency": None if trial.latency is None else trial.latency.to_json(),
+        "others": {other.profile: _other_json(other, trial, study) for other in trial.others},
         "candidate": None if trial.candidate is None else trial.candidate.to_json(),
         "seconds": trial.seconds,
         "finetuned_from": trial.finetuned_from,
@@ -91,12 +95,16 @@ def front_json(study: StudyRecord, *, all_trials: bool = False) -> dict[str, Any
         "metric": study.metric_name,
         "higher_is_better": study.higher_is_better,
         "profile": study.profile.name,
+        "other_profiles": [profile.name for profile in study.other_profiles],
+        "why_no_latency": study.why_no_latency,
         "runtime": study.settings.runtime,
         "threads": study.threads,
         "n_trials": study.n_finished,
         "baseline": None if study.baseline is None else trial_json(study.baseline, study),
         "front": [trial_json(trial, study) for trial in study.front()],
     }
+    if study.other_profiles:
+        answer["best_elsewhere"] = [asdict(row) for row in best_elsewhere(study)]
     if all_trials:
         answer["trials"] = [trial_json(trial, study) for trial in study.trials]
     return answer
@@ -127,7 +135,7 @@ def front_table(
         max_rows: Show at most so many points of the front, spread evenly over it.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("trial", study.metric_name, "size", "latency", "spread", "faster", "smaller"):
+    for header in ("trial", study.metric_name, "size", *_latency_headers(study), "smaller"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("bits, pruning")
     baseline = () if study.baseline is None else (study.baseline,)
@@ -141,6 +149,86 @@ def front_table(
         on_front = all_trials and trial.number in best
         table.add_row(*_cells(trial, study), style="bold green" if on_front else _style(trial))
     return table
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """How the fastest trial of one device's front does on another device."""
+
+    trial: int
+    best_on: str
+    runs_on: str
+    speedup: float | None  # on the other device, against the uncompressed model there
+    own_speedup: float | None  # of that device's own fastest trial
+
+
+def best_elsewhere(study: StudyRecord) -> tuple[Elsewhere, ...]:
+    """Compare the devices of a study: what is fastest on one, on each of the others.
+
+    Per device the fastest trial is that of its front which loses at most `ELSEWHERE_LOSS` of the
+    metric, so that the trials do about the same.
+    """
+    if not study.other_profiles:
+        return ()
+    best = [_fastest(study, index) for index in range(len(study.profiles))]
+    rows = []
+    for i, trial in enumerate(best):
+        for j, own in enumerate(best):
+            if i != j and trial is not None and own is not None:
+                where, device = study.profiles[i].name, study.profiles[j].name
+                speedups = (_speedup(study, t, j) for t in (trial, own))
+                rows.append(Elsewhere(trial.number, where, device, *speedups))
+    return tuple(rows)
+
+
+def front_notes(study: StudyRecord) -> list[str]:
+    """Return what must be said beside the table: why there is no latency, devices compared."""
+    notes = [study.why_no_latency] if study.why_no_latency else []
+    notes += _hindrances(study)
+    for row in best_elsewhere(study):
+        if row.speedup is not None and row.own_speedup is not None:
+            notes.append(
+                f"Trial {row.trial}, the fastest on '{row.best_on}', is {row.speedup:.2f}x faster "
+                f"than uncompressed on '{row.runs_on}', whose own fastest is "
+                f"{row.own_speedup:.2f}x."
+            )
+    return notes
+
+
+def _hindrances(study: StudyRecord) -> list[str]:
+    """Return what may have spoiled measurements, each kind once, with the number of trials."""
+    found: dict[str, list[str]] = {}
+    for trial in study.complete:
+        latencies = [trial.latency, *(other.latency for other in trial.others)]
+        for note in (note for latency in latencies if latency for note in latency.notes):
+            found.setdefault(re.sub(r"[\d.]+", "", note), []).append(note)
+    return [f"In {len(notes)} measurement(s): {notes[0]}." for notes in found.values()]
+
+
+def _fastest(study: StudyRecord, device: int) -> TrialRecord | None:
+    sign = 1.0 if study.higher_is_better else -1.0
+    front = study.front_on(device)
+    if study.baseline is not None:
+        least = sign * study.baseline.values[0] - ELSEWHERE_LOSS
+        front = tuple(trial for trial in front if sign * trial.values[0] >= least - 1e-9)
+    return front[0] if front else None
+
+
+def _speedup(study: StudyRecord, trial: TrialRecord, device: int) -> float | None:
+    if device == 0:
+        return study.speedup(trial)
+    return study.speedup_on(study.profiles[device].name, trial)
+
+
+def _other_json(other: DeviceLatency, trial: TrialRecord, study: StudyRecord) -> dict[str, Any]:
+    return {**other.to_json(), "speedup": study.speedup_on(other.profile, trial)}
+
+
+def _latency_headers(study: StudyRecord) -> list[str]:
+    if study.other_profiles:
+        return [f"{name} {part}" for name in (p.name for p in study.profiles)
+                for part in ("latency", "faster")]  # fmt: skip
+    return ["latency", "spread", "faster"] if study.profile.has_latency else ["latency"]
 
 
 def format_bytes(size: float) -> str:
@@ -158,14 +246,17 @@ def _first_line(error: str | None) -> str:
 
 def _factors(trial: TrialRecord, study: StudyRecord) -> str:
     speedup, shrink = study.speedup(trial), study.shrink(trial)
-    if trial.is_baseline or speedup is None or shrink is None:
+    if trial.is_baseline or shrink is None:
         return ""
-    return f" ({speedup:.2f}x faster, {shrink:.2f}x smaller)"
+    faster = "" if speedup is None else f"{speedup:.2f}x faster, "
+    return f" ({faster}{shrink:.2f}x smaller)"
 
 
 def _csv_row(trial: TrialRecord, study: StudyRecord) -> dict[str, Any]:
     values = trial_json(trial, study)
     row = {name: values.get(name) for name in _CSV_COLUMNS}
+    for other in trial.others:
+        row[f"latency_us@{other.profile}"] = other.latency_us
     row["is_noisy"] = None if trial.latency is None else trial.latency.is_noisy
     if trial.candidate is not None:
         for name, ratio in trial.candidate.pruning:
@@ -184,12 +275,12 @@ def _spread(trials: Sequence[TrialRecord], max_rows: int | None) -> Sequence[Tri
 
 
 def _cells(trial: TrialRecord, study: StudyRecord) -> tuple[str, ...]:
-    number = str(trial.number)
+    number, n_latency = str(trial.number), len(_latency_headers(study))
     if trial.state != "complete":
         note = trial.state if not trial.error else f"{trial.state}: {_first_line(trial.error)}"
-        return (number, "", "", "", "", "", "", note)
-    accuracy, size_bytes, latency_us = trial.values
-    speedup, shrink = study.speedup(trial), study.shrink(trial)
+        return (number, *[""] * (3 + n_latency), note)
+    accuracy, size_bytes, *_ = trial.values
+    shrink = study.shrink(trial)
     note = "" if trial.candidate is None else summarize(trial.candidate)
     if trial.is_baseline:
         note = "uncompressed"
@@ -199,12 +290,22 @@ def _cells(trial: TrialRecord, study: StudyRecord) -> tuple[str, ...]:
         number,
         f"{accuracy:.4f}",
         format_bytes(size_bytes),
-        f"{latency_us:.1f} us",
-        "" if trial.latency_spread_us is None else f"±{trial.latency_spread_us:.1f}",
-        "" if speedup is None else f"{speedup:.2f}x",
+        *_latency_cells(trial, study),
         "" if shrink is None else f"{shrink:.2f}x",
         note,
     )
+
+
+def _latency_cells(trial: TrialRecord, study: StudyRecord) -> list[str]:
+    if not study.profile.has_latency:
+        return ["emulated" if study.profile.emulated else "not measured"]
+    spread, factors = trial.latency_spread_us, [study.speedup(trial)]
+    factors += [study.speedup_on(other.profile, trial) for other in trial.others]
+    faster = ["" if factor is None else f"{factor:.2f}x" for factor in factors]
+    times = [f"{latency_us:.1f} us" for latency_us in trial.values[2:]]
+    if not study.other_profiles:
+        return [*times, "" if spread is None else f"±{spread:.1f}", *faster]
+    return [cell for pair in zip(times, faster, strict=True) for cell in pair]
 
 
 def _style(trial: TrialRecord) -> str | None:

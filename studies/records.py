@@ -12,6 +12,7 @@ from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
+from ..search.device_timing import DeviceLatency
 from ..search.pareto import is_pareto_optimal
 from ..search.rules import LayerRule
 
@@ -50,14 +51,15 @@ class Constraints:
                 raise ValueError(f"`{name}` must be positive, but got {value}.")
 
     def resolve(
-        self, baseline: tuple[float, float, float], *, higher_is_better: bool = True
+        self, baseline: tuple[float, float, float | None], *, higher_is_better: bool = True
     ) -> Constraints:
         """Return absolute bounds: those relative to the uncompressed model become numbers.
 
         Where a quantity has both, the tighter one holds.
 
         Args:
-            baseline: Accuracy, bytes and microseconds of the uncompressed model.
+            baseline: Accuracy, bytes and microseconds of the uncompressed model; no time where
+                the profile has none.
             higher_is_better: The direction of accuracy.
         """
         accuracy, size, latency = baseline
@@ -70,7 +72,7 @@ class Constraints:
         if self.min_shrink is not None:
             sizes.append(int(size / self.min_shrink))
         latencies = [] if self.max_latency_us is None else [self.max_latency_us]
-        if self.min_speedup is not None:
+        if self.min_speedup is not None and latency is not None:
             latencies.append(latency / self.min_speedup)
         return Constraints(
             max(floors, key=lambda value: sign * value, default=None),
@@ -82,7 +84,7 @@ class Constraints:
         self,
         accuracy: float,
         size_bytes: float,
-        latency_us: float,
+        latency_us: float | None,
         *,
         higher_is_better: bool = True,
     ) -> dict[str, float]:
@@ -94,7 +96,7 @@ class Constraints:
         missed: dict[str, float] = {}
         if self.min_accuracy is not None:
             missed["min_accuracy"] = sign * (self.min_accuracy - accuracy)
-        if self.max_latency_us is not None:
+        if self.max_latency_us is not None and latency_us is not None:
             missed["max_latency_us"] = latency_us - self.max_latency_us
         if self.max_size_bytes is not None:
             missed["max_size_bytes"] = size_bytes - self.max_size_bytes
@@ -147,6 +149,7 @@ class TrialRecord:
     `latency_us` is the ratio to the baseline in the same time window times the study's baseline
     latency, so that the drift of the machine between trials cancels; `latency` has the raw values.
     Where it was measured again, it is the mean, and the spread covers all measurements.
+    In a study whose profile has no latency they are None.
     """
 
     number: int
@@ -166,15 +169,16 @@ class TrialRecord:
     layer_times: LayerTimes | None = None
     predicted_latency_us: float | None = None  # by the latency model, before it was measured
     finetuned_from: int | None = None  # number of the trial whose candidate was trained on
+    others: tuple[DeviceLatency, ...] = ()  # on the study's further devices
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
             raise ValueError(f"`state` must be one of {STATES}, but got '{self.state}'.")
-        values = (self.accuracy, self.size_bytes, self.latency_us)
+        values = (self.accuracy, self.size_bytes)
         if self.state == "complete" and any(value is None for value in values):
             raise ValueError(
-                "A complete trial must have accuracy, size and latency, but trial "
-                f"{self.number} has {values}."
+                f"A complete trial must have accuracy and size, but trial {self.number} has "
+                f"{values}."
             )
 
     def with_latencies(self, again: Sequence[Latency], baseline_us: float) -> TrialRecord:
@@ -210,15 +214,23 @@ class TrialRecord:
         return self.state in ("complete", "stopped early")
 
     @property
-    def values(self) -> tuple[float, float, float]:
-        """Accuracy, size in bytes and latency in microseconds of a complete trial.
+    def values(self) -> tuple[float, ...]:
+        """The objectives of a complete trial: accuracy, size in bytes, latencies in microseconds.
+
+        There is one latency for each device, and none where the study's profile has none.
 
         Raises:
             ValueError: If the trial has no values.
         """
-        if self.accuracy is None or self.size_bytes is None or self.latency_us is None:
+        if self.accuracy is None or self.size_bytes is None:
             raise ValueError(f"Trial {self.number} is {self.state} and has no values.")
-        return self.accuracy, float(self.size_bytes), self.latency_us
+        first = () if self.latency_us is None else (self.latency_us,)
+        others = tuple(other.latency_us for other in self.others)
+        return (self.accuracy, float(self.size_bytes), *first, *others)
+
+    def latency_on(self, profile: str) -> DeviceLatency | None:
+        """Return the latency on one of the study's further devices, None if there is none."""
+        return next((other for other in self.others if other.profile == profile), None)
 
 
 @dataclass(frozen=True)
@@ -239,6 +251,31 @@ class StudyRecord:
     task_digest: str = ""
     validation_digest: str = ""
     space_digest: str = ""
+    other_profiles: tuple[HardwareProfile, ...] = ()  # further devices, each an objective
+
+    @property
+    def profiles(self) -> tuple[HardwareProfile, ...]:
+        """All devices of the study."""
+        return (self.profile, *self.other_profiles)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, in the order of a trial's `values`."""
+        first = ("latency_us",) if self.profile.has_latency else ()
+        others = (f"latency_us@{profile.name}" for profile in self.other_profiles)
+        return ("accuracy", "size_bytes", *first, *others)
+
+    @property
+    def why_no_latency(self) -> str | None:
+        """Why the study has no latency, in one sentence; None if it has."""
+        if self.profile.has_latency:
+            return None
+        if self.profile.connection == "compile-only":
+            return (
+                f"Profile '{self.profile.name}' is compile-only: latency needs the device, as in "
+                f"--profile {self.profile.name}@rpc://HOST:PORT."
+            )
+        return f"Profile '{self.profile.name}' is emulated, so its times are no latency."
 
     @property
     def complete(self) -> tuple[TrialRecord, ...]:
@@ -256,25 +293,47 @@ class StudyRecord:
         constraints = self.settings.constraints
         if self.baseline is None or self.baseline.state != "complete":
             return constraints
-        return constraints.resolve(self.baseline.values, higher_is_better=self.higher_is_better)
+        accuracy, size_bytes, *_ = self.baseline.values
+        values = (accuracy, size_bytes, self.baseline.latency_us)
+        return constraints.resolve(values, higher_is_better=self.higher_is_better)
 
     def costs(self, trials: Iterable[TrialRecord]) -> np.ndarray:
         """Return the objectives of complete trials, all to be minimised: a row per trial.
 
-        The columns are accuracy (negated where higher is better), bytes and microseconds.
+        The columns are accuracy (negated where higher is better), bytes and microseconds on each
+        device.
         """
         sign = -1.0 if self.higher_is_better else 1.0
-        rows = [(sign * a, s, t) for a, s, t in (trial.values for trial in trials)]
-        return np.array(rows, dtype=np.float64).reshape(-1, 3)
+        rows = [(sign * a, *rest) for a, *rest in (trial.values for trial in trials)]
+        return np.array(rows, dtype=np.float64).reshape(-1, len(self.objectives))
 
     def front(self) -> tuple[TrialRecord, ...]:
-        """Return the feasible trials that no other one dominates, fastest first."""
+        """Return the feasible trials that no other one dominates, fastest first.
+
+        Without a latency the smallest come first.
+        """
         trials = [trial for trial in self.complete if trial.is_feasible]
         if not trials:
             return ()
         mask = is_pareto_optimal(self.costs(trials))
         best = [trial for trial, is_best in zip(trials, mask, strict=True) if is_best]
-        return tuple(sorted(best, key=lambda trial: (trial.values[2], trial.number)))
+        return tuple(
+            sorted(best, key=lambda t: (t.latency_us or 0.0, t.size_bytes or 0, t.number))
+        )
+
+    def front_on(self, device: int) -> tuple[TrialRecord, ...]:
+        """Return the front of accuracy, size and the latency on one device, fastest first.
+
+        Args:
+            device: Index into `profiles`.
+        """
+        trials = [trial for trial in self.complete if trial.is_feasible]
+        if not trials:
+            return ()
+        column = 2 + device
+        mask = is_pareto_optimal(self.costs(trials)[:, [0, 1, column]])
+        best = [trial for trial, is_best in zip(trials, mask, strict=True) if is_best]
+        return tuple(sorted(best, key=lambda trial: (trial.values[column], trial.number)))
 
     def trial(self, number: int) -> TrialRecord:
         """Return the trial of that number.
@@ -286,6 +345,12 @@ class StudyRecord:
             if trial.number == number:
                 return trial
         raise ValueError(f"Study '{self.name}' has no trial {number}.")
+
+    def speedup_on(self, profile: str, trial: TrialRecord) -> float | None:
+        """Return the speed-up on one of the further devices, None where unknown."""
+        before = None if self.baseline is None else self.baseline.latency_on(profile)
+        now = trial.latency_on(profile)
+        return None if before is None or now is None else before.latency_us / now.latency_us
 
     def speedup(self, trial: TrialRecord) -> float | None:
         """Return how many times faster the trial is than the baseline, None where unknown."""

@@ -158,9 +158,19 @@ def _accuracy_drop(record: StudyRecord, trial: TrialRecord) -> float:
     return round(drop if record.higher_is_better else -drop, 9)
 
 
+def _latency_us(record: StudyRecord, trial: TrialRecord) -> float:
+    if trial.latency_us is None:
+        raise SelectionError(
+            f"`latency_us` needs a study with latencies. {record.why_no_latency} Select by "
+            "accuracy or size_bytes instead."
+        )
+    return trial.latency_us
+
+
 def _speedup(record: StudyRecord, trial: TrialRecord) -> float:
     speedup = record.speedup(trial)
     if speedup is None:
+        _latency_us(record, trial)
         raise _no_baseline(record, "speedup")
     return speedup
 
@@ -182,7 +192,7 @@ def _no_baseline(record: StudyRecord, name: str) -> SelectionError:
 QUANTITIES: dict[str, Callable[[StudyRecord, TrialRecord], float]] = {
     "accuracy": lambda _, trial: trial.values[0],
     "size_bytes": lambda _, trial: trial.values[1],
-    "latency_us": lambda _, trial: trial.values[2],
+    "latency_us": _latency_us,
     "speedup": _speedup,
     "shrink": _shrink,
     "accuracy_drop": _accuracy_drop,
@@ -245,10 +255,11 @@ def _nearest_message(
         if not condition.holds(value):
             gap = abs(value - condition.bound)
             misses.append(f"{condition} fails by {gap:.4g} (it is {value:.6g})")
-    accuracy, size, latency = nearest.values
+    accuracy, size, *latencies = nearest.values
+    latency = f", latency_us {latencies[0]:.1f}" if latencies else ""
     return (
         f"None of the {len(trials)} {where} of study '{record.name}' meets "
         f"'{', '.join(map(str, selection.conditions))}'. The nearest is trial {nearest.number} "
-        f"with accuracy {accuracy:.4f}, size_bytes {size:.0f}, latency_us {latency:.1f}: "
+        f"with accuracy {accuracy:.4f}, size_bytes {size:.0f}{latency}: "
         f"{'; '.join(misses)}. Relax the condition, or search further."
     )

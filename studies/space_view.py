@@ -23,7 +23,7 @@ from ..search.compression.compressor import Compressor
 from ..search.knowledge.sizes import Choices, LayerSizes
 from ..search.knowledge.widths import size_only_bits
 from ..search.space import SearchSpace
-from .checks import check_profile
+from .checks import check_profiles
 from .config import StudyConfig
 from .engine import describe_study
 from .tasks import load_task
@@ -101,8 +101,8 @@ def view_space(
     Raises:
         ParedownError: If an option or the task is wrong, or the model cannot be built.
     """
-    profile = check_profile(config)
-    study = describe_study(config, profile)
+    study = describe_study(config, check_profiles(config))
+    profile = study.profile
     report("loading the task")
     task = load_task(study.task, data_dir=study.settings.data_dir, report=report)
     check_task(task)

@@ -29,6 +29,7 @@ from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
+from ..search.device_timing import DeviceLatency
 from ..search.rules import LayerRule
 from .records import Constraints, Reference, StudyRecord, StudySettings, TrialRecord
 
@@ -162,20 +163,23 @@ def create_study(storage: RDBStorage, record: StudyRecord) -> None:
         try:
             study_id = storage.get_study_id_from_name(record.name)
         except KeyError:
-            directions = [first, StudyDirection.MINIMIZE, StudyDirection.MINIMIZE]
+            directions = [first, *[StudyDirection.MINIMIZE] * (len(record.objectives) - 1)]
             study_id = storage.create_new_study(directions, record.name)
         storage.set_study_user_attr(study_id, META_KEY, _describe(record))
 
 
 def load_optuna_study(
-    storage: RDBStorage, name: str, sampler: optuna.samplers.BaseSampler
+    storage: RDBStorage,
+    name: str,
+    sampler: optuna.samplers.BaseSampler,
+    objectives: Sequence[str] = ("accuracy", "size_bytes", "latency_us"),
 ) -> optuna.Study:
     """Return Optuna's own study object, with names for its objectives."""
     with storage_errors(storage.url):
         study = optuna.load_study(study_name=name, storage=storage, sampler=sampler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            study.set_metric_names(["accuracy", "size_bytes", "latency_us"])
+            study.set_metric_names(list(objectives))
         return study
 
 
@@ -232,7 +236,7 @@ def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
 def add_complete_trial(
     storage: RDBStorage,
     study_name: str,
-    values: tuple[float, float, float],
+    values: tuple[float, ...],
     attributes: Mapping[str, object],
     constraints: Mapping[str, float],
     model_file: Path,
@@ -310,6 +314,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         finetuned_from=attrs.get("finetuned_from"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
+        others=tuple(DeviceLatency.from_json(data) for data in attrs.get("others", ())),
         **measures,
     )
 
@@ -368,6 +373,10 @@ def _study_record(
         task_digest=meta["task_digest"],
         validation_digest=meta["validation_digest"],
         space_digest=meta["space_digest"],
+        other_profiles=tuple(
+            HardwareProfile.from_toml(text, source=f"study '{name}'")
+            for text in meta.get("other_profiles", ())
+        ),
     )
 
 
@@ -383,6 +392,7 @@ def _describe(record: StudyRecord) -> dict[str, object]:
         "task_digest": record.task_digest,
         "validation_digest": record.validation_digest,
         "space_digest": record.space_digest,
+        "other_profiles": [profile.to_toml() for profile in record.other_profiles],
     }
 
 

@@ -221,6 +221,12 @@ class TrialLoop:
             self._fail(trial, candidate, f"{INTERRUPTED}: {error}", start)
             raise
         except Exception as error:  # whatever a candidate provokes is a result of its trial
+            if isinstance(error, EvaluationError) and error.reason == "device":
+                self._fail(trial, candidate, f"{INTERRUPTED}: {error}", start)
+                raise StudyError(
+                    f"{error} The study stops in trial {trial.number}; nothing that was finished "
+                    "is lost, and the same command goes on."
+                ) from error
             self._fail(trial, candidate, _reason(error), start)
             self._after_failure(trial.number, candidate)
             return True
@@ -235,6 +241,8 @@ class TrialLoop:
         settings = record.settings
         if not settings.early_stopping or candidate in planned_candidates(self._space):
             return None
+        if len(record.objectives) != 3:
+            return None  # the bounds are those of accuracy, size and one latency
         least = 0.0
         if expected is not None:
             least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
@@ -322,7 +330,8 @@ class TrialLoop:
             "size_bytes": evaluation.size_bytes,
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
-            "latency": evaluation.latency.to_json(),
+            "latency": None if evaluation.latency is None else evaluation.latency.to_json(),
+            "others": [other.to_json() for other in evaluation.others],
             "layer_times": None if times is None else times.to_json(),
             "predicted_latency_us": expected,
             "is_baseline": evaluation.candidate == self._space.baseline(),
@@ -331,14 +340,19 @@ class TrialLoop:
         }
         self._objective.discard(evaluation)
         self._write(trial, attributes)
-        values = (evaluation.accuracy, float(evaluation.size_bytes), evaluation.latency_us)
-        self._constrain(trial, values)
-        self._study.tell(trial, values)
+        accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
+        latency_us = () if evaluation.latency_us is None else (evaluation.latency_us,)
+        others = (other.latency_us for other in evaluation.others)
+        self._constrain(trial, accuracy, size_bytes, evaluation.latency_us)
+        self._study.tell(trial, (accuracy, size_bytes, *latency_us, *others))
         self._report(trial.number)
 
-    def _constrain(self, trial: optuna.Trial, values: tuple[float, float, float]) -> None:
+    def _constrain(
+        self, trial: optuna.Trial, accuracy: float, size_bytes: float, latency_us: float | None
+    ) -> None:
         record = self._record
         bounds = record.bounds
+        values = (accuracy, size_bytes, latency_us)
         if record.baseline is None:  # this is it
             bounds = bounds.resolve(values, higher_is_better=record.higher_is_better)
         missed = bounds.violations(*values, higher_is_better=record.higher_is_better)
@@ -353,7 +367,8 @@ class TrialLoop:
             attributes: dict[str, Any] = {"duplicate_of": same.number, "error": same.error}
             self._write(trial, {"candidate": candidate.to_json(), **attributes})
             if same.state == "complete":
-                self._constrain(trial, same.values)
+                accuracy, size_bytes, *_ = same.values
+                self._constrain(trial, accuracy, size_bytes, same.latency_us)
                 self._study.tell(trial, same.values)
             else:
                 self._study.tell(trial, state=TrialState.FAIL)

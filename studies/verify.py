@@ -17,8 +17,9 @@ from ..evaluators.measurement import Latency
 from ..evaluators.runtimes.base import Array
 from ..evaluators.task import Task
 from ..evaluators.timing import LatencyProtocol
-from ..evaluators.worker import Worker
 from ..hw_profiles import HardwareProfile, ParedownError, check_runs_here
+from ..search.device_timing import Bench
+from .benches import make_bench
 from .bundle import (
     MODEL_FILE,
     Bundle,
@@ -72,7 +73,7 @@ class LatencyCheck:
     study's storage was not at hand, and only the raw `now` can be compared then.
     """
 
-    recorded_us: float
+    recorded_us: float | None
     recorded_spread_us: float | None
     recorded_ratio: float | None
     now: Latency
@@ -174,7 +175,8 @@ def verify_bundle(
     if result.changed_files:
         return result
     profile = read_profile(folder)
-    check_runs_here(profile)
+    if not profile.is_remote:
+        check_runs_here(profile)
     tell("loading the task")
     loaded = load_task(
         task or bundle.task.spec,
@@ -183,11 +185,12 @@ def verify_bundle(
         report=tell,
     )
     _check_fits(bundle, loaded)
-    with Worker(bundle.threads, preload=(bundle.runtime,)) as worker:
-        worker.start()
+    with make_bench(profile, bundle.runtime, tell) as worker:
         library, model = _run_both(folder, bundle, worker, loaded, tell)
-        tell("measuring latency")
-        latency = _measure(folder, bundle, profile, worker, storage, tell)
+        latency = None
+        if profile.has_latency:
+            tell("measuring latency")
+            latency = _measure(folder, bundle, profile, worker, storage, tell)
     return replace(
         result,
         accuracies=(
@@ -245,7 +248,7 @@ def _accuracy(
 
 
 def _run_both(
-    folder: Path, bundle: Bundle, worker: Worker, task: Task, tell: Report
+    folder: Path, bundle: Bundle, worker: Bench, task: Task, tell: Report
 ) -> tuple[Array, Array]:
     """Return the outputs of the library and of the ONNX file on all validation samples."""
     inputs = task.validation.inputs.numpy()
@@ -291,7 +294,7 @@ def _measure(
     folder: Path,
     bundle: Bundle,
     profile: HardwareProfile,
-    worker: Worker,
+    worker: Bench,
     storage: str | None,
     tell: Report,
 ) -> LatencyCheck:
@@ -341,7 +344,7 @@ def _find_study(
 
 
 def _build_baseline(
-    record: StudyRecord, scratch: Path, bundle: Bundle, profile: HardwareProfile, worker: Worker
+    record: StudyRecord, scratch: Path, bundle: Bundle, profile: HardwareProfile, worker: Bench
 ) -> Path:
     import onnx
 

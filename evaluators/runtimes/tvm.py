@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 class TvmSession:
-    """A compiled library in TVM's virtual machine, on the CPU.
+    """A compiled library in TVM's virtual machine, on the CPU or the GPU that it is for.
 
     The number of threads is that of the process: TVM reads `TVM_NUM_THREADS` when it starts.
 
     Raises:
         EvaluationError: If the library was built for a CPU with features that this one lacks;
-            without this check the process would end at the first such instruction.
+            without this check the process would end at the first such instruction. Or if it is
+            for a GPU and there is none.
     """
 
     def __init__(self, library: Path) -> None:
@@ -50,6 +51,10 @@ class TvmSession:
         machine = relax.VirtualMachine(module, tvm.cpu())
         self._module = module
         signature = read_signature(machine)
+        self._device = tvm.cpu()
+        if signature.device == "cuda":
+            self._device = _gpu(library)
+            machine = relax.VirtualMachine(module, self._device)
         missing = sorted(set(signature.features) - this_machine().flags)
         if missing:
             raise EvaluationError(
@@ -64,14 +69,25 @@ class TvmSession:
 
     def run(self, *inputs: Array) -> list[Array]:
         """Run once on `inputs`."""
-        result = self._network(*(self._tvm.runtime.tensor(array) for array in inputs))
+        result = self._network(*self._tensors(inputs))
         results = [result] if hasattr(result, "numpy") else list(result)
         return [tensor.numpy() for tensor in results]
 
     def bind(self, *inputs: Array) -> Callable[[], Any]:
         """Return a call that runs on tensors made once."""
-        tensors = [self._tvm.runtime.tensor(array) for array in inputs]
-        return partial(self._network, *tensors)
+        call = partial(self._network, *self._tensors(inputs))
+        if self._device == self._tvm.cpu():
+            return call
+        device = self._device
+
+        def call_and_wait() -> None:
+            call()
+            device.sync()  # a GPU works on while the call has returned
+
+        return call_and_wait
+
+    def _tensors(self, inputs: Sequence[Array]) -> list[Any]:
+        return [self._tvm.runtime.tensor(array, self._device) for array in inputs]
 
     def call_timer(self, *inputs: Array) -> Callable[[], Sequence[tuple[str, float]]]:
         """Return a call that runs once and yields layer name and microseconds of each kernel.
@@ -83,8 +99,8 @@ class TvmSession:
         from ..tvm.signature import read_network
 
         # A machine of its own: the one that is timed as a whole must not stop at each call.
-        machine = relax.VirtualMachine(self._module, self._tvm.cpu())
-        tensors = [self._tvm.runtime.tensor(array) for array in inputs]
+        machine = relax.VirtualMachine(self._module, self._device)
+        tensors = self._tensors(inputs)
         calls: list[tuple[str, float]] = []
         start = 0
 
@@ -125,6 +141,22 @@ def _layers_of(kernels: Sequence[str], layers: Sequence[tuple[str, str]]) -> lis
                 names[place] = name
                 break
     return names
+
+
+def _gpu(library: Path) -> Any:
+    """Return the GPU, with what compiles a library's device code when it is first used."""
+    import tvm
+
+    from ..tvm.cuda import has_gpu, use_cuda_compiler
+
+    if not has_gpu():
+        raise EvaluationError(
+            f"'{library.name}' needs an NVIDIA GPU, but there is none in reach of TVM. Run it on "
+            "the device, for instance through `paredown device serve` there.",
+            "load",
+        )
+    use_cuda_compiler()
+    return tvm.cuda(0)
 
 
 @register("tvm")

@@ -48,7 +48,9 @@ class KernelCache:
         self.target = tvm.target.Target(dict(target))
         # LLVM 22 turns a few plain loops into invalid code at its highest level (seen with a
         # `conv1d` of TVM's own for AVX2); the level below is then tried.
-        self._cautious = tvm.target.Target({**target, "opt-level": 1})
+        self._cautious = self.target
+        if target["kind"] == "llvm":
+            self._cautious = tvm.target.Target({**target, "opt-level": 1})
         text = json.dumps([_VERSION, dict(target), tvm.__version__], sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         name = f"{target.get('mcpu', 'generic')}-{digest}"
@@ -63,7 +65,8 @@ class KernelCache:
     @property
     def linker(self) -> str:
         """What links for the target: the system's compiler driver, or a cross linker."""
-        triple = str(self.target.attrs.get("mtriple", ""))
+        host = self.target.host or self.target
+        triple = str(host.attrs.get("mtriple", ""))
         arch = triple.split("-")[0]
         return f"{triple}-ld" if arch not in ("", this_machine().arch) else "cc"
 

@@ -11,6 +11,7 @@ import onnx
 from ...hw_profiles import HardwareProfile, ProfileError, check_runs_here
 from ..measurement import EvaluationError
 from .cache import KernelCache, link
+from .cuda import compile_for_gpu
 from .graph import Graph, load_model
 from .knobs import KnobChooser
 
@@ -43,7 +44,10 @@ def compile_onnx(
     chooser = KnobChooser(cache, profile.isa, can_time=_runs_here(profile))
     try:
         module = Lowering(graph, cache, chooser, profile).run()
-        executable = cache.compile(relax.get_pipeline("zero")(module))
+        if profile.device == "cuda":
+            executable = compile_for_gpu(module, cache.target)
+        else:
+            executable = cache.compile(relax.get_pipeline("zero")(module))
         _export(executable, artifact, cache.linker)
     except EvaluationError:
         raise

@@ -87,6 +87,8 @@ class Lowering:
         self._own_rows: set[str] = set()  # those of four dimensions that are no NCHW images
         self._layers: list[tuple[str, str]] = []
         for node in graph:
+            if profile.device != "cpu":
+                continue
             if self._has_row_kernel(node):
                 self._own_rows.add(node.output)
             elif self._has_own_kernel(node):
@@ -118,8 +120,13 @@ class Lowering:
             TensorSpec(label, graph.shape(name), graph.dtype(name))
             for label, name in zip(output_names, graph.outputs, strict=True)
         ]
-        layers = tuple(self._layers)
-        return Signature(tuple(inputs), tuple(outputs), self._profile.features, layers)
+        return Signature(
+            tuple(inputs),
+            tuple(outputs),
+            self._profile.features,
+            tuple(self._layers),
+            self._profile.device,
+        )
 
     # ---- the two forms of a tensor
 

@@ -24,12 +24,14 @@ class Signature:
         inputs, outputs: Tensors of the network, in order.
         features: CPU flags, as Linux names them, that the code executes.
         layers: Kernel and name of each layer, in the order in which they run.
+        device: "cpu" or "cuda": where its kernels run.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...]
     layers: tuple[tuple[str, str], ...] = ()
+    device: str = "cpu"
 
 
 def add_signature(builder: Any, signature: Signature) -> None:
@@ -42,13 +44,17 @@ def add_signature(builder: Any, signature: Signature) -> None:
 
 
 def read_signature(machine: Any) -> Signature:
-    """Return the signature of a library that was loaded into a `relax.VirtualMachine`."""
-    values = json.loads(machine[_FUNCTION]().numpy().tobytes())
+    """Return the signature of a library in a `relax.VirtualMachine`, here or on a device."""
+    # The form that also works over RPC, where the result of a plain call cannot be read.
+    machine.set_input(_FUNCTION)
+    machine.invoke_stateful(_FUNCTION)
+    values = json.loads(machine.get_outputs(_FUNCTION).numpy().tobytes())
     return Signature(
         _specs(values["inputs"]),
         _specs(values["outputs"]),
         tuple(values["features"]),
         tuple((kernel, name) for kernel, name in values.get("layers", ())),
+        device=values.get("device", "cpu"),
     )
 
 

@@ -1,6 +1,7 @@
 """The catalog: one TOML file per device beside this module, found by name."""
 
 import os
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -40,16 +41,31 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
 
     Args:
         name_or_path: "local" (this machine, detected), a name of the catalog, or the path of a
-            TOML file; what ends in `.toml` or holds a separator is a path.
+            TOML file; what ends in `.toml` or holds a separator is a path. A connection may
+            follow after an `@`: "raspberry-pi-4@rpc://192.168.1.20:9090".
 
     Raises:
-        ProfileError: If there is no such profile or file, or the file is not a valid profile.
+        ProfileError: If there is no such profile or file, the file is not a valid profile, or the
+            connection is none.
     """
-    name = os.fspath(name_or_path)
+    name, connection = _split(os.fspath(name_or_path))
+    profile = _load(name, ())
+    return profile if connection is None else replace(profile, connection=connection)
+
+
+def _split(text: str) -> tuple[str, str | None]:
+    """Split a name from the connection behind it; a path may hold an `@` of its own."""
+    name, at, connection = text.rpartition("@")
+    is_connection = at and ("://" in connection or connection in ("local", "compile-only"))
+    return (name, connection) if is_connection else (text, None)
+
+
+def _load(name: str, children: tuple[Path, ...]) -> HardwareProfile:
+    """Return a profile; `children` are the files that inherit from it, the nearest one last."""
     if name == LOCAL:
         return detect_profile()
     if name.endswith(".toml") or os.sep in name:
-        return _read(Path(name))
+        return _read(Path(name), children)
     profiles = {profile.name: profile for profile in list_profiles()}
     if name not in profiles:
         raise ProfileError(
@@ -59,9 +75,17 @@ def load_profile(name_or_path: str | os.PathLike[str]) -> HardwareProfile:
     return profiles[name]
 
 
-def _read(path: Path) -> HardwareProfile:
+def _read(path: Path, children: tuple[Path, ...]) -> HardwareProfile:
+    if path.resolve() in children:
+        raise ProfileError(f"{path}: `base` must not lead back to the file itself, but it does.")
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(f"{path}: cannot be read as a profile: {error}.") from error
-    return HardwareProfile.from_toml(text, source=str(path))
+
+    def find_base(name: str) -> HardwareProfile:
+        # A path in a file is meant from where the file lies.
+        is_path = name.endswith(".toml") or os.sep in name
+        return _load(str(path.parent / name) if is_path else name, (*children, path.resolve()))
+
+    return HardwareProfile.from_toml(text, str(path), find_base)

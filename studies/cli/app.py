@@ -10,6 +10,7 @@ import typer
 
 from ...hw_profiles.errors import ParedownError
 from .cache import cache_app
+from .device import device_app
 from .explain import explain
 from .export import export
 from .finetune import finetune
@@ -44,6 +45,7 @@ app.command()(verify)
 app.command()(measure)
 app.add_typer(profiles_app, name="profiles")
 app.add_typer(cache_app, name="cache")
+app.add_typer(device_app, name="device")
 
 
 def _print_version(value: bool) -> None:

@@ -102,9 +102,10 @@ def _print(bundle: Bundle, output: Path) -> None:
         print(output / name)
     metrics = bundle.metrics
     folder = shlex.quote(str(output))
+    time = "not timed" if metrics.latency_us is None else f"{metrics.latency_us:.1f} us"
     lines = [
         f"Trial {bundle.trial} of study '{bundle.study}': {bundle.task.metric_name} "
-        f"{metrics.accuracy:.4f}, {metrics.size_bytes} bytes, {metrics.latency_us:.1f} us.",
+        f"{metrics.accuracy:.4f}, {metrics.size_bytes} bytes, {time}.",
         f"Check it with `paredown verify {folder}`.",
     ]
     if RUN_FILE in bundle.sha256:

@@ -26,7 +26,7 @@ def front(
 
     Example: paredown front digits --format csv --all > trials.csv
     """
-    from ..front import front_csv, front_json, front_table
+    from ..front import front_csv, front_json, front_notes, front_table
     from ..storage import read_study
 
     record = read_study(storage, study)
@@ -36,3 +36,5 @@ def front(
         sys.stdout.write(front_csv(record, all_trials=all_trials))
     else:
         results().print(front_table(record, all_trials=all_trials))
+        for note in front_notes(record):
+            results().print(note, markup=False, highlight=False, soft_wrap=True)

@@ -46,8 +46,11 @@ def search(
         typer.Option(metavar="URL", help="Optuna storage (sqlite:///paredown.db)."),
     ] = None,
     profile: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Hardware profile, or its TOML file (local)."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[@CONNECTION]",
+            help="Hardware profile, or its TOML file (local); a latency for each if repeated.",
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of an inference; default: the profile's.")
@@ -135,7 +138,7 @@ def search(
             "timeout": timeout,
             "seed": seed,
             "storage": storage,
-            "profile": profile,
+            "profile": profile[0] if profile and len(profile) == 1 else profile or None,
             "threads": threads,
             "data": None if data is None else str(data),
             "runtime": runtime,
@@ -209,7 +212,7 @@ def _interrupts(stop: StopSignal) -> Iterator[None]:
 
 
 def _print_result(record: StudyRecord, config: StudyConfig) -> None:
-    from ..front import front_table
+    from ..front import front_notes, front_table
 
     console = results()
     front = record.front()
@@ -219,11 +222,13 @@ def _print_result(record: StudyRecord, config: StudyConfig) -> None:
         "trials.",
         highlight=False,
     )
+    for note in front_notes(record):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     if not front:
         console.print("No trial meets the constraints; `--all` of `paredown front` shows them.")
         return
     storage = "" if config.storage == DEFAULT_STORAGE else f" --storage {config.storage}"
-    pick = "min:latency_us"
+    pick = "min:size_bytes" if record.why_no_latency else "min:latency_us"
     if record.metric_name == "accuracy" and record.baseline is not None:
         pick = f"accuracy>={record.baseline.values[0] - 0.005:.4f},{pick}"
     for command in (

@@ -95,10 +95,11 @@ def _print_outputs(result: VerificationResult) -> None:
 
 def _print_latency(latency: LatencyCheck) -> None:
     spread = "" if latency.recorded_spread_us is None else f" ± {latency.recorded_spread_us:.1f}"
-    recorded = f"recorded {latency.recorded_us:.1f}{spread} us"
+    recorded_us = latency.recorded_us
+    recorded = "not recorded" if recorded_us is None else f"recorded {recorded_us:.1f}{spread} us"
     now = latency.now
-    if latency.latency_us is not None and now.ratio is not None:
-        change = 100.0 * (latency.latency_us / latency.recorded_us - 1.0)
+    if latency.latency_us is not None and now.ratio is not None and recorded_us is not None:
+        change = 100.0 * (latency.latency_us / recorded_us - 1.0)
         share = (
             "" if latency.recorded_ratio is None else f" ({latency.recorded_ratio:.3f} of float)"
         )

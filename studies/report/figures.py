@@ -57,6 +57,7 @@ def projection(view: ReportView, x: Axis, y: Axis) -> Figure:
 
 def front_3d(view: ReportView) -> Figure:
     """Return the front in all three objectives, each point on a stem."""
+    assert view.latency is not None  # without it the caller makes no such figure
     axes = (view.latency, view.size, view.accuracy)
     floor = accuracy_floor(view)
     shown = [t for t in view.plotted if floor is None or t.values[0] >= floor]
@@ -134,16 +135,21 @@ def accuracy_floor(view: ReportView) -> float | None:
 def hover_text(view: ReportView, trial: TrialRecord, label: str = "") -> str:
     """Return the card that opens over a point, in plotly's few tags."""
     record = view.record
-    accuracy, size, latency = trial.values
+    accuracy, size, *_ = trial.values
     points = " points" if view.is_share else ""
     lines = [f"<b>Trial {trial.number}</b>" + (f"  {html.escape(label)}" if label else "")]
     change = "" if view.baseline is None else f"  ({view.change_text(trial)}{points})"
     lines.append(f"{html.escape(view.accuracy.name)}: {view.accuracy.text(accuracy)}{change}")
-    spread = ""
-    if trial.latency_spread_us is not None:
-        spread = f" ± {view.latency.text(trial.latency_spread_us)}"
-    faster = _times(record.speedup(trial), "faster")
-    lines.append(f"Latency: {view.latency.text(latency)}{spread}{faster}")
+    if view.latency is not None:
+        spread = ""
+        if trial.latency_spread_us is not None:
+            spread = f" ± {view.latency.text(trial.latency_spread_us)}"
+        faster = _times(record.speedup(trial), "faster")
+        text = view.latency.text(view.latency.stored(trial))
+        lines.append(f"{html.escape(view.latency.name)}: {text}{spread}{faster}")
+    for axis in view.others:
+        faster = _times(record.speedup_on(axis.field.partition("@")[2], trial), "faster")
+        lines.append(f"{html.escape(axis.name)}: {axis.text(axis.stored(trial))}{faster}")
     lines.append(f"Size: {view.size.text(size)}{_times(record.shrink(trial), 'smaller')}")
     ratio = mean_pruning_ratio(trial.candidate)
     lines.append(f"Weight bits: {bits_text(trial.candidate)}; {100 * ratio:.0f} % pruned")
@@ -192,9 +198,9 @@ def _front_points(view: ReportView, x: Axis, y: Axis) -> Figure:
     trace = _points(view, view.front, x, y, "Front", marker)
     if not trace:
         return {}
-    spreads = [view.latency.number(trial.latency_spread_us or 0.0) for trial in view.front]
     for key, axis in (("error_x", x), ("error_y", y)):
         if axis is view.latency:
+            spreads = [axis.number(trial.latency_spread_us or 0.0) for trial in view.front]
             trace[key] = {
                 "array": spreads, "thickness": 1.2, "width": 3, "color": "rgba(0,114,178,0.55)",
             }  # fmt: skip

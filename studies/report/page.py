@@ -17,7 +17,7 @@ from .style import (
     INFEASIBLE_COLOR,
     UNIFORM_COLOR,
 )
-from .tables import render_facts, render_failures, render_settings, render_table
+from .tables import render_devices, render_facts, render_failures, render_settings, render_table
 from .view import DASH, TIMES, ReportView
 
 # Nothing is fetched: the page carries plotly.js, and the policy forbids any request.
@@ -89,12 +89,12 @@ def _script_json(data: object) -> str:
 
 
 def _trial_data(view: ReportView) -> dict[int, dict[str, Any]]:
-    axes = (view.accuracy, view.size, view.latency)
+    axes = (view.accuracy, view.size, *view.latencies)
     return {
         trial.number: {
             "values": {axis.field: axis.value(trial) for axis in axes},
             "summary": f"Trial {trial.number}: "
-            + ", ".join(axis.text(getattr(trial, axis.field)) for axis in axes),
+            + ", ".join(axis.text(axis.stored(trial)) for axis in axes),
             "command": view.export_command(trial),
         }
         for trial in view.plotted
@@ -104,7 +104,7 @@ def _trial_data(view: ReportView) -> dict[int, dict[str, Any]]:
 def _header(view: ReportView, written: date) -> str:
     record = view.record
     n_cores = f"{record.threads} thread" + ("s" if record.threads != 1 else "")
-    device = record.profile.description or record.profile.name
+    device = "; ".join(profile.description or profile.name for profile in record.profiles)
     facts = [
         ("Task", record.task),
         ("Device", f"{device}, {n_cores}"),
@@ -130,9 +130,10 @@ def _headline(view: ReportView) -> str:
         name = html.escape(view.record.metric_name)
         return f"{n_points}, none within {_budget(view)} of the float model's {name}."
     speedup, shrink = view.record.speedup(best) or 0.0, view.record.shrink(best) or 0.0
+    faster = f" and <b>{speedup:.1f}{TIMES} faster</b>" if view.latency else ""
     return (
-        f"Trial {best.number} is <b>{shrink:.1f}{TIMES} smaller</b> and "
-        f"<b>{speedup:.1f}{TIMES} faster</b> than the float model, {_change_words(view, best)}."
+        f"Trial {best.number} is <b>{shrink:.1f}{TIMES} smaller</b>{faster} than the float model, "
+        f"{_change_words(view, best)}."
     )
 
 
@@ -163,11 +164,16 @@ def _cards(view: ReportView) -> str:
         ("Fastest", best.fastest, record.speedup, record.shrink, "smaller"),
         ("Smallest", best.smallest, record.shrink, record.speedup, "faster"),
     ):
+        if label == "Fastest" and view.latency is None:
+            cards.append(_card("Fastest", DASH, "no latency"))
+            continue
         if trial is None:
             why = "no baseline" if view.baseline is None else "no such trial yet"
             cards.append(_card(f"{label} {within}", DASH, why))
             continue
-        detail = f"Trial {trial.number}: {other(trial) or 0.0:.1f}{TIMES} {word}, "
+        factor = other(trial)
+        compared = "" if factor is None else f"{factor:.1f}{TIMES} {word}, "
+        detail = f"Trial {trial.number}: {compared}"
         detail += f"{view.change_text(trial)}{' points' if view.is_share else ''}"
         cards.append(_card(f"{label} {within}", f"{own(trial) or 0.0:.2f}{TIMES}", detail))
     cards.append(_baseline_card(view))
@@ -183,8 +189,9 @@ def _cards(view: ReportView) -> str:
 def _baseline_card(view: ReportView) -> str:
     if view.baseline is None:
         return _card("Float baseline", DASH, "not measured")
-    accuracy, size, latency = view.baseline.values
-    detail = f"{view.latency.text(latency)}, {view.size.text(size)}"
+    accuracy, size, *latencies = view.baseline.values
+    times = [axis.text(us) for axis, us in zip(view.latencies, latencies, strict=True)]
+    detail = ", ".join([*times, view.size.text(size)])
     return _card("Float baseline", html.escape(view.accuracy.text(accuracy)), detail)
 
 
@@ -207,8 +214,16 @@ def _plots(view: ReportView, figures: Mapping[str, object]) -> list[str]:
         "accuracy-size": f"{name} and size",
         "size-latency": "Size and latency",
     }
+    for other in view.others:
+        title = html.escape(other.name)
+        titles[f"accuracy-{other.field}"] = f"{name} and {title.lower()}"
+        titles[f"devices-{other.field}"] = f"{title}, and on the first device"
+    titles = {key: title for key, title in titles.items() if key in figures}
     flat = "".join(_panel(view, key, title) for key, title in titles.items())
-    space = _panel(view, "front-3d", "All three objectives", "Drag to turn, scroll to zoom.")
+    space = ""
+    if "front-3d" in figures:
+        title = "Accuracy, size and latency" if view.others else "All three objectives"
+        space = _panel(view, "front-3d", title, "Drag to turn, scroll to zoom.")
     history = _panel(
         view, "hypervolume", "Hypervolume over trials",
         "Share of the box between the worst and the best values that the front dominates.",
@@ -216,11 +231,11 @@ def _plots(view: ReportView, figures: Mapping[str, object]) -> list[str]:
     )  # fmt: skip
     sections = [
         "<section><h2>Trade-offs</h2>"
-        '<p class="note">Each dot is one trial, compiled and timed on the device; bars show the '
-        "spread of the latency. The line is the front of the two objectives of the plot. "
-        "Click a point to find it in every plot and in the table.</p>"
+        f'<p class="note">{_how_timed(view)} The line is the front of the two objectives of the '
+        "plot. Click a point to find it in every plot and in the table.</p>"
         f'{_legend(view)}<div class="grid three">{flat}</div></section>',
         f'<section><div class="grid two">{space}{history}</div></section>',
+        render_devices(view),
     ]
     maps = []
     if "bits-map" in figures:
@@ -234,6 +249,16 @@ def _plots(view: ReportView, figures: Mapping[str, object]) -> list[str]:
             f'compressed.</p><div class="grid">{"".join(maps)}</div></section>'
         )
     return sections
+
+
+def _how_timed(view: ReportView) -> str:
+    why = view.record.why_no_latency
+    if why is not None:
+        return f"Each dot is one trial. {html.escape(why)}"
+    return (
+        "Each dot is one trial, compiled and timed on the device; bars show the spread of the "
+        "latency."
+    )
 
 
 def _legend(view: ReportView) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
+from ..front import ELSEWHERE_LOSS, best_elsewhere
 from ..records import TrialRecord
-from .view import DASH, TIMES, ReportView, bits_text, mean_bits, mean_pruning_ratio
+from .view import DASH, TIMES, Axis, ReportView, bits_text, mean_bits, mean_pruning_ratio
 
 
 def render_facts(pairs: Iterable[tuple[str, str]], css_class: str) -> str:
@@ -20,7 +21,8 @@ def render_table(view: ReportView) -> str:
     if not view.front:
         return ""
     change = "Δ points" if view.is_share else "Change"
-    columns = ["Trial", html.escape(view.accuracy.title), change, view.latency.title, "Speed-up",
+    times = [part for axis in view.latencies for part in (html.escape(axis.title), "Speed-up")]
+    columns = ["Trial", html.escape(view.accuracy.title), change, *times,
                view.size.title, "Shrink", "Weight bits", "Pruned (%)"]  # fmt: skip
     heads = "".join(
         f'<th aria-sort="{"ascending" if i == 3 else "none"}"><button>{name}</button></th>'
@@ -40,24 +42,15 @@ def render_table(view: ReportView) -> str:
 
 def _row(view: ReportView, trial: TrialRecord) -> str:
     record = view.record
-    accuracy, size, latency = trial.values
-    speedup, shrink = record.speedup(trial), record.shrink(trial)
-    spread = ""
-    if trial.latency_spread_us is not None:
-        number = view.latency.number(trial.latency_spread_us)
-        spread = f' <span class="soft">± {number:,.{view.latency.digits}f}</span>'
-
-    def bare(text: str, unit: str) -> str:
-        return text.removesuffix(f" {unit}") if unit else text
-
+    accuracy, size, *_ = trial.values
+    shrink = record.shrink(trial)
     ratio = mean_pruning_ratio(trial.candidate)
     cells = [
         (trial.number, str(trial.number) + (" (float)" if trial.is_baseline else "")),
-        (accuracy, bare(view.accuracy.text(accuracy), view.accuracy.unit)),
+        (accuracy, _bare(view.accuracy, accuracy)),
         (view.change(trial) or 0.0, view.change_text(trial)),
-        (latency, bare(view.latency.text(latency), view.latency.unit) + spread),
-        (speedup or 0.0, DASH if speedup is None else f"{speedup:.2f}{TIMES}"),
-        (size, bare(view.size.text(size), view.size.unit)),
+        *_latency_cells(view, trial),
+        (size, _bare(view.size, size)),
         (shrink or 0.0, DASH if shrink is None else f"{shrink:.2f}{TIMES}"),
         (mean_bits(trial.candidate), bits_text(trial.candidate)),
         (ratio, f"{100 * ratio:.0f}"),
@@ -69,6 +62,56 @@ def _row(view: ReportView, trial: TrialRecord) -> str:
         f'<tr data-trial="{trial.number}">{tds}<td class="left">'
         f'<div class="command"><code>{command}</code><button class="copy">Copy</button></div>'
         "</td></tr>"
+    )
+
+
+def _bare(axis: Axis, value: float) -> str:
+    text = axis.text(value)
+    return text.removesuffix(f" {axis.unit}") if axis.unit else text
+
+
+def _latency_cells(view: ReportView, trial: TrialRecord) -> list[tuple[float, str]]:
+    """Return latency and speed-up on each device, each with the number to sort by."""
+    record, cells = view.record, []
+    spreads = [trial.latency_spread_us] * (view.latency is not None)
+    speedups = [record.speedup(trial)] * (view.latency is not None)
+    for other in trial.others:
+        spreads.append(other.spread_us)
+        speedups.append(record.speedup_on(other.profile, trial))
+    for axis, spread_us, speedup in zip(view.latencies, spreads, speedups, strict=True):
+        value, spread = axis.stored(trial), ""
+        if spread_us is not None:
+            spread = f' <span class="soft">± {axis.number(spread_us):,.{axis.digits}f}</span>'
+        cells.append((value, _bare(axis, value) + spread))
+        cells.append((speedup or 0.0, DASH if speedup is None else f"{speedup:.2f}{TIMES}"))
+    return cells
+
+
+def render_devices(view: ReportView) -> str:
+    """Return the table of how the fastest trial of each device does on the others."""
+    rows = best_elsewhere(view.record)
+    if not rows:
+        return ""
+
+    def factor(value: float | None) -> str:
+        return DASH if value is None else f"{value:.2f}{TIMES}"
+
+    body = "".join(
+        f"<tr><td>{row.trial}</td><td>{html.escape(row.best_on)}</td>"
+        f"<td>{html.escape(row.runs_on)}</td><td>{factor(row.speedup)}</td>"
+        f"<td>{factor(row.own_speedup)}</td></tr>"
+        for row in rows
+    )
+    heads = "".join(
+        f'<th class="plain">{name}</th>'
+        for name in ("Trial", "Fastest on", "Runs on", "Speed-up there", "Of its own fastest")
+    )
+    return (
+        "<section><h2>Between the devices</h2>"
+        f'<p class="note">How the fastest trial of each device, losing at most '
+        f"{ELSEWHERE_LOSS:g} of the metric, does on the others.</p>"
+        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></section>"
     )
 
 

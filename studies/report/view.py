@@ -47,11 +47,20 @@ class Axis:
 
     def value(self, trial: TrialRecord) -> float:
         """Return the trial's value on this axis."""
-        return self.number(getattr(trial, self.field))
+        return self.number(self.stored(trial))
+
+    def stored(self, trial: TrialRecord) -> float:
+        """Return the trial's value on this axis as it is stored."""
+        name, at, profile = self.field.partition("@")
+        if not at:
+            return float(getattr(trial, name))
+        other = trial.latency_on(profile)
+        assert other is not None  # a complete trial has one for each device
+        return other.latency_us
 
     def position(self, trial: TrialRecord) -> float:
         """Return where the trial stands on the axis, 0 for the least value and 1 for the most."""
-        value = float(getattr(trial, self.field))
+        value = self.stored(trial)
         if self.high <= self.low:
             return 0.5
         if self.is_log:
@@ -80,7 +89,8 @@ class ReportView:
     record: StudyRecord
     accuracy: Axis
     size: Axis
-    latency: Axis
+    latency: Axis | None  # None: the study has no latency
+    others: tuple[Axis, ...]  # latency on further devices
     front: tuple[TrialRecord, ...]
     dominated: tuple[TrialRecord, ...]
     infeasible: tuple[TrialRecord, ...]
@@ -102,7 +112,8 @@ class ReportView:
             record=record,
             accuracy=_accuracy_axis(record, known),
             size=_size_axis(known),
-            latency=_latency_axis(known),
+            latency=_latency_axis(record, 0, known) if record.profile.has_latency else None,
+            others=tuple(_latency_axis(record, i, known) for i in range(1, len(record.profiles))),
             front=front,
             dominated=tuple(trial for trial in rest if trial.is_feasible),
             infeasible=tuple(trial for trial in rest if not trial.is_feasible),
@@ -119,6 +130,11 @@ class ReportView:
         if self.baseline is not None:
             trials.setdefault(self.baseline.number, self.baseline)
         return tuple(trials.values())
+
+    @property
+    def latencies(self) -> tuple[Axis, ...]:
+        """The latency axes, one for each device."""
+        return (*((self.latency,) if self.latency else ()), *self.others)
 
     @property
     def is_share(self) -> bool:
@@ -252,10 +268,12 @@ def _size_axis(trials: Sequence[TrialRecord]) -> Axis:
     return Axis("size_bytes", "Size", unit, scale, digits, low=low, high=high)
 
 
-def _latency_axis(trials: Sequence[TrialRecord]) -> Axis:
-    low, high = _extent([trial.values[2] for trial in trials])
+def _latency_axis(record: StudyRecord, device: int, trials: Sequence[TrialRecord]) -> Axis:
+    low, high = _extent([trial.values[2 + device] for trial in trials])
     unit, scale, digits = ("ms", 1e-3, 2) if high >= 1e4 else ("\u00b5s", 1.0, 1)
-    return Axis("latency_us", "Latency", unit, scale, digits, low=low, high=high)
+    name = f"Latency on {record.profiles[device].name}" if record.other_profiles else "Latency"
+    field = record.objectives[2 + device]
+    return Axis(field, name, unit, scale, digits, low=low, high=high)
 
 
 def _extent(values: Sequence[float]) -> tuple[float, float]:

@@ -93,16 +93,19 @@ def build_figures(view: ReportView) -> Mapping[str, Mapping[str, Any]]:
     if not view.plotted:
         return figures
     accuracy, size, latency = view.accuracy, view.size, view.latency
-    for name, x, y in (
-        ("accuracy-latency", latency, accuracy),
-        ("accuracy-size", size, accuracy),
-        ("size-latency", latency, size),
-    ):
+    plots = [("accuracy-size", size, accuracy)]
+    if latency is not None:
+        plots.insert(0, ("accuracy-latency", latency, accuracy))
+        plots.append(("size-latency", latency, size))
+        figures["front-3d"] = {
+            "figure": front_3d(view),
+            "axes": [latency.field, size.field, accuracy.field],
+        }
+        for other in view.others:
+            plots.append((f"accuracy-{other.field}", other, accuracy))
+            plots.append((f"devices-{other.field}", latency, other))
+    for name, x, y in plots:
         figures[name] = {"figure": projection(view, x, y), "axes": [x.field, y.field]}
-    figures["front-3d"] = {
-        "figure": front_3d(view),
-        "axes": [latency.field, size.field, accuracy.field],
-    }
     history = hypervolume_figure(view)
     if history["data"]:
         figures["hypervolume"] = {"figure": history}

@@ -1,5 +1,10 @@
 import dataclasses
+import json
 import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tvm
@@ -13,6 +18,7 @@ from paredown.hw_profiles import (
     load_profile,
     this_machine,
 )
+from paredown.hw_profiles.detect import read_caches
 
 V3 = frozenset(load_profile("x86-64-v3").features)
 PC = Machine("x86_64", "A PC", "x86-64-v3", V3 | {"cx16", "pku"}, V3, 4)
@@ -108,6 +114,12 @@ def test_another_architecture_does_not_run_here() -> None:
         check_runs_here(load_profile("aarch64"), PC)
 
 
+def test_a_device_behind_rpc_is_not_here() -> None:
+    profile = dataclasses.replace(load_profile("x86-64"), connection="rpc://board:9090")
+    with pytest.raises(ProfileError, match="reached through rpc://board:9090"):
+        check_runs_here(profile, PC)
+
+
 def test_compile_only_does_not_run_here() -> None:
     profile = dataclasses.replace(load_profile("x86-64"), connection="compile-only")
     with pytest.raises(ProfileError, match="its connection is 'compile-only'"):
@@ -118,3 +130,64 @@ def test_more_threads_than_the_process_may_use_are_refused() -> None:
     profile: HardwareProfile = load_profile("x86-64").with_threads(8)
     with pytest.raises(ProfileError, match="'x86-64' asks for 8 of 4"):
         check_runs_here(profile, PC)
+
+
+def lscpu(*options: str) -> Any:
+    if shutil.which("lscpu") is None:
+        pytest.skip("lscpu is not installed (package util-linux)")
+    command = ["lscpu", "--json", "--bytes", *options]
+    environment = {**os.environ, "LC_ALL": "C"}
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, env=environment).stdout
+    )
+
+
+def test_caches_are_those_that_lscpu_lists() -> None:
+    listed = {
+        cache["level"]: int(cache["one-size"])
+        for cache in lscpu("--caches")["caches"]
+        if cache["type"] != "Instruction"
+    }
+    assert this_machine().cache_bytes == tuple(listed[level] for level in sorted(listed))
+
+
+def test_architecture_name_and_flags_are_those_of_lscpu() -> None:
+    facts = {entry["field"].rstrip(":"): entry["data"] for entry in lscpu()["lscpu"]}
+    machine = this_machine()
+    assert machine.arch == facts["Architecture"]
+    if machine.arch == "x86_64":  # Arm's Linux has no maker's name, lscpu a table of them
+        assert machine.brand == facts["Model name"]
+    linux_names = {"sse3": "pni"}
+    flags = {linux_names.get(flag, flag) for flag in detect_profile().features}
+    assert flags <= set(facts["Flags"].split())
+
+
+def test_memory_is_what_linux_says() -> None:
+    text = Path("/proc/meminfo").read_text("ascii")
+    kilobytes = int(text.partition("MemTotal:")[2].split()[0])
+    assert this_machine().memory_bytes == kilobytes * 1024
+
+
+def test_tvm_takes_this_cpu_for_one_with_the_same_features() -> None:
+    from tvm.target import codegen
+
+    profile = detect_profile()
+    found = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}
+    ours = set(codegen.llvm_get_cpu_features(tvm.target.Target(dict(profile.target))))
+    theirs = set(codegen.llvm_get_cpu_features(tvm.target.Target(found)))
+    vectors = {"avx2", "fma", "avx512f", "avx512vnni", "dotprod", "i8mm"}
+    assert ours & vectors <= theirs
+
+
+def test_caches_without_a_size_are_left_out(tmp_path: Path) -> None:
+    for index, (kind, level, size) in enumerate(
+        [("Data", 1, "32K"), ("Instruction", 1, "48K"), ("Unified", 3, "2M"), ("Unified", 2, None)]
+    ):
+        folder = tmp_path / f"index{index}"
+        folder.mkdir()
+        (folder / "type").write_text(kind)
+        (folder / "level").write_text(f"{level}\n")
+        if size is not None:
+            (folder / "size").write_text(f"{size}\n")
+    assert read_caches(tmp_path) == (32 << 10, 2 << 20)
+    assert read_caches(tmp_path / "nothing") == ()

@@ -71,10 +71,13 @@ def test_first_candidate_becomes_the_baseline(objective: Objective, space: Searc
     assert steps[0] == "compressing"
     assert steps[-1] == "measuring"
     assert baseline.accuracy == 1.0
+    assert baseline.latency is not None
     assert baseline.latency.ratio is None
     assert baseline.latency_us == baseline.latency.latency_us
     assert smaller.size_bytes < baseline.size_bytes / 3
+    assert smaller.latency is not None
     assert smaller.latency.ratio is not None
+    assert baseline.latency_us is not None
     assert smaller.latency_us == smaller.latency.ratio * baseline.latency_us
     onnx.checker.check_model(onnx.load(smaller.model))
 
@@ -82,10 +85,11 @@ def test_first_candidate_becomes_the_baseline(objective: Objective, space: Searc
 def test_baseline_of_an_earlier_run_keeps_its_latency(
     objective: Objective, compressor: Compressor, space: SearchSpace
 ) -> None:
-    objective.use_baseline(compressor.compress(space.baseline()).model, latency_us=1000.0)
+    objective.use_baseline(compressor.compress(space.baseline()).model, 1000.0)
 
     again = objective.evaluate(space.baseline())
 
+    assert again.latency is not None
     assert again.latency.ratio is not None
     assert again.latency.ratio == pytest.approx(1.0, rel=0.2)
     assert again.latency_us == again.latency.ratio * 1000.0
@@ -162,6 +166,7 @@ def test_a_probe_times_without_a_trial(
     before = set(tmp_path.iterdir())
     sample = objective.probe(space.uniform(8))
     assert sample.latency_us is not None
+    assert baseline.latency_us is not None
     assert 0 < sample.latency_us < 10 * baseline.latency_us
     assert sample.times is None  # ONNX Runtime does not tell its layers apart
     assert set(tmp_path.iterdir()) == before

@@ -5,7 +5,7 @@ import pytest
 from paredown.hw_profiles import load_profile
 from paredown.studies.checks import (
     check_constraints,
-    check_profile,
+    check_profiles,
     check_same_study,
     check_settings,
 )
@@ -35,7 +35,7 @@ def test_size_below_the_smallest_model() -> None:
 def test_threads_of_the_profile_can_be_set() -> None:
     config = make_config({"task": "digits", "runtime": "onnxruntime", "threads": 1})
 
-    assert check_profile(config).threads == 1
+    assert [profile.threads for profile in check_profiles(config)] == [1]
 
 
 def test_runtime_must_be_one_of_the_profile(tmp_path: object) -> None:
@@ -45,7 +45,7 @@ def test_runtime_must_be_one_of_the_profile(tmp_path: object) -> None:
         file.write(profile.to_toml())
 
     with pytest.raises(StudyError, match="must be one of tvm on profile 'board'"):
-        check_profile(make_config({"task": "x", "runtime": "onnxruntime", "profile": path}))
+        check_profiles(make_config({"task": "x", "runtime": "onnxruntime", "profile": path}))
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_finished_trials_are_those_with_a_result_of_their_own(
 
 
 def test_complete_trial_needs_its_values() -> None:
-    with pytest.raises(ValueError, match="must have accuracy, size and latency"):
+    with pytest.raises(ValueError, match="must have accuracy and size"):
         TrialRecord(3, "complete", accuracy=0.9)
 
 

@@ -1,5 +1,7 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from paredown.hw_profiles import HardwareProfile, load_profile
@@ -40,3 +42,20 @@ def test_detect(run_cli: RunCli) -> None:
     answer = run_cli("profiles", "detect", "--format", "json")
 
     assert json.loads(answer.out)["name"] == "local"
+
+
+def test_detect_writes_a_file_that_describes_this_machine(run_cli: RunCli, tmp_path: Path) -> None:
+    file = tmp_path / "My-Board.toml"
+    answer = run_cli("profiles", "detect", "-o", str(file))
+
+    assert answer.status == 0
+    assert load_profile(file) == replace(load_profile("local"), name="my-board")
+
+
+def test_detect_refuses_a_file_that_no_study_would_take_for_a_profile(
+    run_cli: RunCli, tmp_path: Path
+) -> None:
+    answer = run_cli("profiles", "detect", "-o", str(tmp_path / "board"))
+
+    assert answer.status == 2
+    assert not (tmp_path / "board").exists()
