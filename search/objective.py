@@ -113,21 +113,23 @@ class Objective:
     ) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def use_baseline(self, model: onnx.ModelProto, *latencies_us: float | None) -> None:
+    def use_baseline(
+        self, model: onnx.ModelProto, latency_us: float | None, *others_us: float | None
+    ) -> None:
         """Compare with a baseline that was evaluated in an earlier run.
 
         Args:
             model: The uncompressed model.
-            latencies_us: Its latency then on each device; all latencies of the study are in
-                proportion to it.
+            latency_us: Its latency then; all latencies of the study are in proportion to it.
+            others_us: The same on each further device.
 
         Raises:
             EvaluationError: If it cannot be built.
         """
         path = self._folder / "baseline.onnx"
         onnx.save(model, path)
-        for device, latency_us in zip(self._devices, latencies_us, strict=True):
-            device.use_baseline(path, latency_us)
+        for device, us in zip(self._devices, (latency_us, *others_us), strict=True):
+            device.use_baseline(path, us)
 
     def probe(self, candidate: Candidate) -> LatencySample:
         """Time a candidate and its layers, without its accuracy: a look at the device.

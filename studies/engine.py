@@ -86,9 +86,15 @@ def run_study(
     ):
         wanted = meet_devices(wanted, benches, observer)
         run = _prepare(wanted, storage, observer)
-        (first, profile), *others = zip(benches, run.record.profiles, strict=True)
+        others = list(zip(benches[1:], run.record.other_profiles, strict=True))
         with Objective(
-            run.task, run.compressor, first, config.runtime, profile, Path(folder), others=others
+            run.task,
+            run.compressor,
+            benches[0],
+            config.runtime,
+            run.record.profile,
+            Path(folder),
+            others=others,
         ) as objective:
             with storage_errors(storage.url):
                 loop = run.loop(objective, observer, stop, config.trials)
