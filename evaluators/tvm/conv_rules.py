@@ -16,6 +16,7 @@ from .lowering import Lowering, rule
 from .packing import ConvGeometry
 from .quantizers import quantizer, stored_steps
 from .sink import Sink
+from .transposed import Phases, phase_weights, transposed_axes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +94,39 @@ def lower_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
         groups=node.get("group", 1),
     )
     top, left, _, _ = conv_pads(low.graph, node)
-    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), (n, ho, wo))
+    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), (n, ho, wo), oc)
+    return _lower_layer(low, layer, sink)
+
+
+@rule("ConvTranspose")
+def lower_transposed_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Two-dimensional transposed convolution with constant weights."""
+    weights = _weights(low, node.inputs[1], 1, 4)
+    if weights is None or sink.residual is not None or node.get("group", 1) != 1:
+        return None
+    bias = _bias(low, node, len(weights.values))
+    axes = transposed_axes(low.graph, node)
+    is_whole = all(axis.out % axis.stride == 0 for axis in axes)
+    if bias is None or not is_whole:
+        return None
+    n, oc, ho, wo = low.graph.shape(node.output)
+    values, phases = phase_weights(weights.values, axes)
+
+    def of_phases(channels: NDArray[Any]) -> NDArray[Any]:
+        return np.tile(np.pad(channels, (0, phases.channels - oc)), len(phases.shifts))
+
+    scale = None if weights.scale is None else of_phases(weights.scale)
+    geometry = ConvGeometry(
+        ic=values.shape[1],
+        icp=values.shape[1],
+        oc=len(values),
+        kernel=(values.shape[2], values.shape[3]),
+        dilation=(axes[0].step, axes[1].step),
+    )
+    layer = _Layer(
+        *(node.inputs[0], geometry, Weights(values, scale), of_phases(bias), (0, 0)),
+        *((n, ho, wo), oc, phases),
+    )
     return _lower_layer(low, layer, sink)
 
 
@@ -122,7 +155,7 @@ def _lower_linear(
     geometry = ConvGeometry(ic=ic, icp=ic, oc=oc, kernel=(1, 1))
     weights = replace(weights, values=weights.values[:, :, None, None])
     rows = int(np.prod(shape[:-1], dtype=np.int64))
-    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), (1, 1, rows))
+    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), (1, 1, rows), oc)
     return _lower_layer(low, layer, sink)
 
 
@@ -137,6 +170,8 @@ class _Layer:
         bias: Reals.
         pads: Top and left padding.
         size: Batch, height and width of the output.
+        channels: Output channels; those of the geometry are of all phases together.
+        phases: Of a transposed convolution.
     """
 
     data: str
@@ -145,6 +180,8 @@ class _Layer:
     bias: NDArray[np.float64]
     pads: tuple[int, int]
     size: tuple[int, int, int]
+    channels: int
+    phases: Phases | None = None
 
 
 def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
@@ -155,11 +192,13 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     source = low.image(layer.data) if steps is None else steps
     geometry = replace(layer.geometry, icp=source.cp)
     n, h, w = layer.size
-    output = sink.image(n, h, w, geometry.oc)
+    output = sink.image(n, h, w, layer.channels)
     placed = (source, layer.pads, output, sink, low.threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
-        return low.call_layer(ConvLayer(geometry, weights.reals, bias, factor, *placed))
+        return low.call_layer(
+            ConvLayer(geometry, weights.reals, bias, factor, *placed, phases=layer.phases)
+        )
     unit = source.scale * weights.scale.astype(np.float64)
     target = sink.scale if sink.accumulates_in_steps else 1.0
     if sink.own is not None:
@@ -169,7 +208,9 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     zero_sum = weights.values.astype(np.int64).sum((1, 2, 3)) * source.zero_point
     fraction = None if rest is None else (rest / target).astype(np.float32)
     bias = (whole - zero_sum).astype(np.int32)
-    return low.call_layer(ConvLayer(geometry, weights.values, bias, factor, *placed, fraction))
+    return low.call_layer(
+        ConvLayer(geometry, weights.values, bias, factor, *placed, fraction, layer.phases)
+    )
 
 
 def _whole_steps(
@@ -259,6 +300,7 @@ def _layer_behind(low: Lowering, quantize: Node, dequantize: Node) -> tuple[Node
 
 _LAYERS: dict[str, Callable[[Lowering, Node, Sink], Image | None]] = {
     "Conv": lower_conv,
+    "ConvTranspose": lower_transposed_conv,
     "Gemm": lower_linear,
     "MatMul": lower_linear,
 }

@@ -61,7 +61,7 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
 
 
 def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
-    height, width, channels = layer.output.h, layer.output.w, layer.geometry.ocp
+    (height, width), channels = layer.grid, layer.geometry.ocp
 
     def waste(tile: tuple[int, int, int]) -> float:
         sizes = zip((channels, height, width), tile, strict=True)
@@ -70,6 +70,7 @@ def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
     has_512 = isa.startswith("avx512") and form != "wide"
     tiles = [*(_TILES_512 if has_512 else ()), *_TILES[form], *_SMALL]
     fitting = [t for t in tiles if t[0] <= channels and t[1] <= height and t[2] <= width]
+    fitting = [t for t in fitting if layer.allows(t[0])]
     good = [t for t in fitting if waste(t) <= _WASTE]
     chosen = good[: 9 if has_512 else 6] or sorted(fitting, key=waste)[:3]
     if height * width > 1:  # one pixel alone loads a weight for every product
@@ -172,8 +173,9 @@ def _read_best(entry: Any) -> Knobs | None:
 
 def _workload(layer: ConvLayer, candidates: list[Knobs]) -> str:
     g, out = layer.geometry, layer.output
+    kind = "conv" if layer.phases is None else "spread conv"
     has_runs = layer.is_integer and not layer.is_depthwise
     run = int(layer.runs(8).min()) if has_runs else "f32" * (not layer.is_integer)
     sizes = [g.ic, g.oc, *g.kernel, *g.stride, *g.dilation, g.groups, out.n, out.h, out.w]
     forms = "+".join(sorted({knobs.form for knobs in candidates}))
-    return f"conv {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"
+    return f"{kind} {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"

@@ -35,10 +35,12 @@ from .layers import ConvLayer
 from .quantizers import constant_reals, is_constant, quantizer
 from .signature import Signature, add_signature
 from .sink import Sink
+from .transposed import transposed_axes
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, Rule] = {}
-_ACTIVATING = ("Conv", "Gemm", "MatMul", "Add")  # their kernels activate what they store
+# Their kernels activate what they store.
+_ACTIVATING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 
 
 def rule(*operators: str) -> Callable[[Rule], Rule]:
@@ -200,18 +202,22 @@ class Lowering:
         for user in self.graph.users(name):
             if user.op == "DequantizeLinear":
                 widest = max(widest, self.border(user.output))
-            elif user.op == "Conv" and user.inputs[0] == name and len(self.graph.shape(name)) == 4:
+            elif user.inputs[0] != name or len(self.graph.shape(name)) != 4:
+                continue
+            elif user.op == "Conv":
                 widest = max(widest, *conv_pads(self.graph, user))
+            elif user.op == "ConvTranspose":
+                widest = max(widest, *(a.border for a in transposed_axes(self.graph, user)))
         return widest
 
     def _has_own_kernel(self, node: Node) -> bool:
         """Whether a node is worth an own kernel: it has weights, or its input comes from one."""
         if self.graph.dtype(node.output) != "float32":
             return False
-        if node.op in ("Conv", "Gemm", "MatMul"):
-            weights, dimensions = node.inputs[1], 4 if node.op == "Conv" else 2
+        if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            weights, dimensions = node.inputs[1], 4 if node.op.startswith("Conv") else 2
             shape = self.graph.shape(weights)
-            if node.op != "Conv" and len(self.graph.shape(node.output)) == 4:
+            if dimensions == 2 and len(self.graph.shape(node.output)) == 4:
                 return False
             return is_constant(self.graph, weights) and len(shape) == dimensions
         if node.op == "DequantizeLinear":

@@ -127,6 +127,12 @@ def builder() -> ModelBuilder:
     return ModelBuilder()
 
 
+@pytest.fixture
+def make_builder() -> type[ModelBuilder]:
+    """For tests that make several models."""
+    return ModelBuilder
+
+
 Run = Callable[[onnx.ModelProto, NDArray[np.float32]], list[NDArray[np.float32]]]
 
 
