@@ -80,7 +80,8 @@ class Graph:
         self._alias: dict[str, str] = {}
         self.nodes: list[Node] = []
         for proto in graph.node:
-            self._add(proto)
+            for part in self._parts(proto):
+                self._add(part)
         self._producers = {name: node for node in self.nodes for name in node.outputs if name}
         self._users: dict[str, list[Node]] = {}
         for node in self.nodes:
@@ -103,6 +104,24 @@ class Graph:
             self.nodes.append(node)
         else:
             self._constants |= values
+
+    def _parts(self, proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Return a node, or one Slice for each output of a Split: each can be made alone."""
+        opset = max((o.version for o in self.model.opset_import if o.domain == ""), default=1)
+        if proto.op_type != "Split" or proto.domain not in ("", "ai.onnx") or opset < 10:
+            return [proto]
+        axes = [helper.get_attribute_value(a) for a in proto.attribute if a.name == "axis"]
+        axis = (axes or [0])[0]
+        parts, begin = [], 0
+        for output in proto.output:
+            end = begin + self.shape(output)[axis]
+            names = [f"{output}:{part}" for part in ("from", "to", "axis")]
+            for name, value in zip(names, (begin, end, axis), strict=True):
+                self._constants[name] = np.array([value], np.int64)
+            inputs = [proto.input[0], *names]
+            parts.append(helper.make_node("Slice", inputs, [output], proto.name))
+            begin = end
+        return parts
 
     def _folded(self, node: Node) -> dict[str, NDArray[Any]] | None:
         """Return the outputs of a node that depend on no input of the graph, or None."""

@@ -138,18 +138,6 @@ def lower_layer_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
     return low.emit.image(kernel, arguments, output)
 
 
-@rule("Flatten", "Reshape", "Squeeze")
-def lower_reshape(low: Lowering, node: Node, sink: Sink) -> Image | None:
-    """A change of shape from `(n, c, 1, 1)` to `(n, c)`, which moves nothing."""
-    before, after = low.graph.shape(node.inputs[0]), low.graph.shape(node.output)
-    if len(before) != 4 or before[2:] != (1, 1) or after != before[:2]:
-        return None
-    source = low.source(node.inputs[0])
-    if source.border or source.cp % 8:
-        return None
-    return low.emit.store([replace(source, n=1, h=1, w=before[0])], sink)
-
-
 @rule("Concat")
 def lower_concat(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Concatenation of images along the channels."""

@@ -32,6 +32,7 @@ from .graph import Graph, Node, conv_pads, factors
 from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
+from .moves import Move
 from .quantizers import constant_reals, is_constant, quantizer
 from .signature import Signature, add_signature
 from .sink import Sink
@@ -39,18 +40,27 @@ from .transposed import transposed_axes
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, Rule] = {}
+IsWorth = Callable[["Lowering", Node], bool]
+_WORTH: dict[str, IsWorth] = {}
 # Their kernels activate what they store.
 _ACTIVATING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
 
 
-def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule that lowers ONNX operators to own kernels."""
+def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
+    """Register a rule that lowers ONNX operators to own kernels.
+
+    Args:
+        operators: Their names.
+        worth: Whether a float node is worth an own kernel; by default, if an input comes from one.
+    """
 
     def add(function: Rule) -> Rule:
         for operator in operators:
             if operator in RULES:
                 raise ValueError(f"Operator '{operator}' must have one rule, but it has two.")
             RULES[operator] = function
+            if worth is not None:
+                _WORTH[operator] = worth
         return function
 
     return add
@@ -76,6 +86,7 @@ class Lowering:
         self._images: dict[str, Image] = {}
         self._plain: dict[str, Any] = {}
         self._own: set[str] = set()  # tensors that own kernels make
+        self.moves: dict[str, Move | None] = {}  # what `find_move` found, by tensor
         for node in graph:
             if self._has_own_kernel(node):
                 self._own.add(node.output)
@@ -117,12 +128,12 @@ class Lowering:
         node = self.graph.producer(name)
         steps = quantizer(self.graph, node) if node and node.op == "QuantizeLinear" else None
         if node is None or steps is None:
-            return self._produce(name, Sink(self.border(name)))
+            return self.produce(name, Sink(self.border(name)))
         sink = Sink(self.border(name), "uint8", steps.scale, steps.zero_point)
         reals = node.inputs[0]
         if reals in self._own and self.graph.only_user(reals) is not node:
             return self.emit.store([self.source(reals)], sink)  # others need the reals as well
-        return self._produce(reals, sink)
+        return self.produce(reals, sink)
 
     def source(self, name: str) -> Image:
         """Return a float tensor as an operand: where it is a dequantized one, as uint8 image."""
@@ -158,7 +169,11 @@ class Lowering:
         """Return a constant, dequantized if it is stored in steps."""
         return constant_reals(self.graph, name)
 
-    def _produce(self, name: str, sink: Sink) -> Image:
+    def is_image(self, name: str) -> bool:
+        """Whether a tensor is at hand as an image, or must become one to be read."""
+        return name in self._own or name in self.graph.inputs
+
+    def produce(self, name: str, sink: Sink) -> Image:
         """Make the image of a float tensor, with the activations behind it, as the sink says."""
         node = self.graph.producer(name)
         while node is not None and (bounds := self.activation(node)) is not None:
@@ -214,6 +229,8 @@ class Lowering:
         """Whether a node is worth an own kernel: it has weights, or its input comes from one."""
         if self.graph.dtype(node.output) != "float32":
             return False
+        if node.op in _WORTH:
+            return _WORTH[node.op](self, node)
         if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             weights, dimensions = node.inputs[1], 4 if node.op.startswith("Conv") else 2
             shape = self.graph.shape(weights)
