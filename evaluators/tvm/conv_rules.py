@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .channel_rules import lower_scale
 from .graph import Node, conv_pads
 from .image import Image
 from .layers import ConvLayer
@@ -238,8 +239,9 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
             maker = graph.producer(data)
             same = graph.shape(data) == graph.shape(node.output)
             if maker is None or maker.op != "MatMul" or graph.only_user(data) is not node:
-                return None
-            return _lower_linear(low, maker, sink, constant) if same else None
+                return lower_scale(low, node, sink)
+            linear = _lower_linear(low, maker, sink, constant) if same else None
+            return linear or lower_scale(low, node, sink)
     shapes = [graph.shape(i) for i in node.inputs]
     if shapes[0] != shapes[1] or len(shapes[0]) < 2:
         return None

@@ -55,7 +55,7 @@ class Emitter:
         if len(operands) == 1 and sink.leaves(first):
             return first
         output = sink.image(first.n, first.h, first.w, first.c)
-        operands = [self._with_pitch(i, output.cp) for i in operands]
+        operands = [self.with_pitch(i, output.cp) for i in operands]
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
             sink.dtype,
@@ -107,7 +107,7 @@ class Emitter:
         flat = self.builder.emit(relax.op.reshape(var, (size,)))
         return self.image(kernel, [flat, *parameter_arrays(kernel, values)], output)
 
-    def _with_pitch(self, image: Image, pitch: int) -> Image:
+    def with_pitch(self, image: Image, pitch: int) -> Image:
         """Return an image whose pixels are `pitch` apart; only a first layer's input has less."""
         if image.cp == pitch:
             return image

@@ -158,6 +158,10 @@ class Graph:
         users = self.users(name)
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
+    def is_output(self, name: str) -> bool:
+        """Whether a tensor leaves the graph."""
+        return name in self.outputs
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape.
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .channel_rules import is_worth_scaling, lower_scale
 from .graph import Node, factors, pads_of
 from .image import Image
 from .kernels.norm import layer_norm_kernel
@@ -16,7 +17,7 @@ from .layers import parameter_arrays
 from .lowering import Lowering, rule
 from .sink import Sink
 
-_MAX_OPERANDS = 8
+_MAX_OPERANDS = 32
 
 
 @rule("DequantizeLinear")
@@ -108,9 +109,17 @@ def _window(node: Node, source: Image) -> dict[str, float]:
     return {**sizes, "pt": top, "pl": left, "whole": whole}
 
 
-@rule("Mul")
+def _is_worth_multiplying(low: Lowering, node: Node) -> bool:
+    has_factors = factors(low.graph, node) is not None
+    return is_worth_scaling(low, node) or (has_factors and any(map(low.is_own, node.inputs)))
+
+
+@rule("Mul", worth=_is_worth_multiplying)
 def lower_mul(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Product of two images, one of which may have a single pixel per image (a channel's gate)."""
+    scaled = lower_scale(low, node, sink)
+    if scaled is not None:
+        return scaled
     operands = factors(low.graph, node)
     if operands is None:
         return None

@@ -28,7 +28,7 @@ from .activations import find_activation
 from .cache import KernelCache
 from .emitter import Emitter
 from .fallback import import_node
-from .graph import Graph, Node, conv_pads, factors
+from .graph import Graph, Node, conv_pads
 from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
@@ -43,7 +43,10 @@ RULES: dict[str, Rule] = {}
 IsWorth = Callable[["Lowering", Node], bool]
 _WORTH: dict[str, IsWorth] = {}
 # Their kernels activate what they store.
-_ACTIVATING = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add")
+_ACTIVATING = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul"),
+    *("Add", "Mul", "Sub", "Div", "BatchNormalization", "PRelu"),
+)
 
 
 def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
@@ -169,6 +172,10 @@ class Lowering:
         """Return a constant, dequantized if it is stored in steps."""
         return constant_reals(self.graph, name)
 
+    def is_own(self, name: str) -> bool:
+        """Whether an own kernel makes a tensor."""
+        return name in self._own
+
     def is_image(self, name: str) -> bool:
         """Whether a tensor is at hand as an image, or must become one to be read."""
         return name in self._own or name in self.graph.inputs
@@ -229,8 +236,6 @@ class Lowering:
         """Whether a node is worth an own kernel: it has weights, or its input comes from one."""
         if self.graph.dtype(node.output) != "float32":
             return False
-        if node.op in _WORTH:
-            return _WORTH[node.op](self, node)
         if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             weights, dimensions = node.inputs[1], 4 if node.op.startswith("Conv") else 2
             shape = self.graph.shape(weights)
@@ -246,9 +251,9 @@ class Lowering:
         match = find_activation(self.graph, self.constant, node)
         if match is not None:
             return match.data in self._own
+        if node.op in _WORTH:
+            return _WORTH[node.op](self, node)
         if node.op not in RULES and self.activation(node) is None:
-            return False
-        if node.op == "Mul" and factors(self.graph, node) is None:
             return False
         return any(name in self._own for name in node.inputs)
 

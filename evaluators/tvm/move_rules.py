@@ -31,6 +31,8 @@ class _Channels:
 
 def is_worth_moving(low: Lowering, node: Node) -> bool:
     """Whether a move reads an image, and what it makes is wanted as one."""
+    if _pixels(low.graph, node) is not None:
+        return low.is_own(node.inputs[0])
     move = _move(low, node)
     if move is None:
         taps = _taps(low.graph, node) if node.op in ("Resize", "Upsample") else None
@@ -171,15 +173,26 @@ def _move(low: Lowering, node: Node) -> Move | None:
     return low.moves[node.output]
 
 
+def _pixels(graph: Graph, node: Node) -> tuple[int, int, int] | None:
+    """Return batch, height and width of what lies as before: `(n, c, 1, 1)` is `(n, c)`."""
+    before, after = graph.shape(node.inputs[0]), graph.shape(node.output)
+    if len(before) == 4 and before[2:] == (1, 1) and after == before[:2]:
+        return 1, 1, before[0]
+    if len(after) == 4 and after[2:] == (1, 1) and before == after[:2]:
+        return after[0], 1, 1
+    return None
+
+
 def _unmoved(low: Lowering, node: Node, sink: Sink) -> Image | None:
-    """A change of shape from `(n, c, 1, 1)` to `(n, c)`, which moves nothing."""
-    before, after = low.graph.shape(node.inputs[0]), low.graph.shape(node.output)
-    if len(before) != 4 or before[2:] != (1, 1) or after != before[:2]:
+    """A change of shape that moves nothing."""
+    pixels = _pixels(low.graph, node)
+    if pixels is None:
         return None
     source = low.source(node.inputs[0])
     if source.border or source.cp % 8:
         return None
-    return low.emit.store([replace(source, n=1, h=1, w=before[0])], sink)
+    n, h, w = pixels
+    return low.emit.store([replace(source, n=n, h=h, w=w)], sink)
 
 
 def _taps(graph: Graph, node: Node) -> Mapping[int, Taps] | None:

@@ -273,3 +273,36 @@ def resample_kernel(data: str, output: str, taps: tuple[int, int], threads: int)
         floats=(*_CLAMP, "f0"),
         body=(*_border(output), *nest(loops, body)),
     )
+
+
+def channel_kernel(data: str, output: str, how: str, function: str, threads: int) -> Kernel:
+    """Return the kernel that changes every channel by numbers of its own, activates and stores.
+
+    `S` and `B` hold them, for each image `sns` further on (0 where all images share them).
+
+    Args:
+        data: dtype of `A0`.
+        output: dtype of `D`.
+        how: `scale` (times `S`, plus `B`) or `slope` (times `S` where it is negative).
+        function: Name of an activation, or an empty string.
+        threads: Number of threads of the network.
+    """
+    at = "T.ramp(b * a0ns + y * a0rs + x * a0cs + a0off + c * 8, 1, 8)"
+    first, second = (f"{name}[T.ramp(b * sns + c * 8, 1, 8)]" for name in "SB")
+    value, zero = _real("A0", data, at, 0), "T.broadcast(T.float32(0), 8)"
+    changed = f"({value}) * {first} + {second}"
+    if how == "slope":
+        changed = f"T.max({value}, {zero}) + T.min({value}, {zero}) * {first} + {second}"
+    lines, result = activate(function, changed, 8)
+    loops = [
+        f"for y in {parallel('ho', threads)}:",
+        *("for b in range(n):", "for x in range(wo):", "for c in range(dcs // 8):"),
+    ]
+    to = "T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)"
+    return Kernel(
+        kind=f"{how}{f'_{function}' * bool(function)}_{data}_{output}",
+        buffers=(("A0", data), ("S", "float32"), ("B", "float32"), ("D", output)),
+        ints=(*_OUTPUT, "a0ns", "a0rs", "a0cs", "a0off", "z0", "sns"),
+        floats=(*_CLAMP, *activation.FLOATS, "f0"),
+        body=(*_border(output), *nest(loops, [*lines, f"D[{to}] = {_stored(result, output)}"])),
+    )

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 STEP = 0.03
 Network = Callable[[Any], Any]
@@ -188,6 +186,15 @@ def resized(b: Any) -> Any:
             y = b.op("Resize", x, "", "", b.integers(4, 9), axes=[2, 3], **form)
             outputs.append(b.op("Sigmoid", y))
     return b.model((2, 3, 5, 6), *outputs)
+
+
+@case
+def squeeze_and_excitation_of_linear_layers(b: Any) -> Any:
+    x = b.op("Relu", b.float_conv("input", (9, 3, 3, 3)))
+    s = b.op("ReduceMean", x, b.integers(2, 3), keepdims=0)
+    s = b.op("Sigmoid", b.layer("Gemm", s, (9, 9), 32, 0.0, transB=1))
+    y = b.op("Mul", x, b.op("Reshape", s, b.integers(2, 9, 1, 1)))
+    return b.model((2, 3, 6, 5), b.float_conv(y, (8, 9, 1, 1)))
 
 
 @pytest.mark.slow
