@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
@@ -27,7 +26,7 @@ from ..runtimes.base import TensorSpec
 from .activations import find_activation
 from .cache import KernelCache
 from .emitter import Emitter
-from .fallback import import_node
+from .fallback import discard, import_node
 from .graph import Graph, Node, conv_pads
 from .image import Image
 from .knobs import KnobChooser
@@ -47,6 +46,8 @@ _ACTIVATING = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul"),
     *("Add", "Mul", "Sub", "Div", "BatchNormalization", "PRelu"),
 )
+
+_OWN_ONLY = ("mish", "silu")  # activations that TVM has not, or less exact
 
 
 def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
@@ -100,10 +101,14 @@ class Lowering:
         for name in graph.inputs:
             kind = relax.TensorType(graph.shape(name), graph.dtype(name))
             self._plain[name] = relax.Var(_identifier(name), kind)
-        with builder.function("main", [self._plain[name] for name in graph.inputs]):
-            with builder.dataflow(), _recursion(len(graph.nodes)):
-                outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
-            builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+        try:
+            with builder.function("main", [self._plain[name] for name in graph.inputs]):
+                with builder.dataflow(), _recursion(len(graph.nodes)):
+                    outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
+                builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+        except BaseException:
+            discard(builder)
+            raise
         add_signature(builder, self._signature())
         libraries = [self._cache.static_library(k) for k in self.emit.kernels.values()]
         module = builder.get()
@@ -159,7 +164,7 @@ class Lowering:
         if name not in self._plain:
             value = self.constant(name)
             if value is not None:
-                self._plain[name] = relax.const(np.ascontiguousarray(value))
+                self._plain[name] = relax.const(value, str(value.dtype))
             elif name in self._own:
                 image = self.source(name)
                 if name not in self._plain:  # a refused operator has left its plain form
@@ -250,7 +255,7 @@ class Lowering:
             )
         match = find_activation(self.graph, self.constant, node)
         if match is not None:
-            return match.data in self._own
+            return match.data in self._own or match.activation.name in _OWN_ONLY
         if node.op in _WORTH:
             return _WORTH[node.op](self, node)
         if node.op not in RULES and self.activation(node) is None:

@@ -34,10 +34,11 @@ def is_worth_moving(low: Lowering, node: Node) -> bool:
     if _pixels(low.graph, node) is not None:
         return low.is_own(node.inputs[0])
     move = _move(low, node)
-    if move is None:
-        taps = _taps(low.graph, node) if node.op in ("Resize", "Upsample") else None
-        return taps is not None and low.is_image(node.inputs[0])
-    if not low.is_image(move.source) or _channels(move) is None:
+    if move is None or _channels(move) is None:
+        return _taps(low.graph, node) is not None
+    if node.op in ("Resize", "Upsample"):
+        return True  # some of TVM's own forms are wrong
+    if not low.is_image(move.source):
         return False
     if len(low.graph.shape(node.output)) != 4:
         return _feeds_layer(low.graph, node.output)
@@ -65,7 +66,7 @@ def lower_move(low: Lowering, node: Node, sink: Sink) -> Image | None:
     move = _move(low, node)
     channels = None if move is None else _channels(move)
     if move is None or channels is None:
-        taps = _taps(low.graph, node) if node.op in ("Resize", "Upsample") else None
+        taps = _taps(low.graph, node)
         return None if taps is None else _resampled(low, node, taps, sink)
     return _moved(low, move, channels, sink)
 
@@ -197,19 +198,19 @@ def _unmoved(low: Lowering, node: Node, sink: Sink) -> Image | None:
 
 def _taps(graph: Graph, node: Node) -> Mapping[int, Taps] | None:
     """Return the taps of a Resize that keeps batches and channels apart, else None."""
+    if node.op not in ("Resize", "Upsample"):
+        return None
     if len(graph.shape(node.output)) != 4 or graph.dtype(node.output) != "float32":
         return None
     axes = resampled_axes(graph, node)
     return axes if axes is not None and axes.keys() <= {2, 3} else None
 
 
-def _resampled(low: Lowering, node: Node, axes: Mapping[int, Taps], sink: Sink) -> Image | None:
-    source = low.source(node.inputs[0])
-    if source.cp % 8:
-        return None
+def _resampled(low: Lowering, node: Node, axes: Mapping[int, Taps], sink: Sink) -> Image:
     n, c, h, w = low.graph.shape(node.output)
     stage = Sink(sink.border) if sink.activation.name else sink
     output = stage.image(n, h, w, c)
+    source = low.emit.with_pitch(low.source(node.inputs[0]), output.cp)
     rows, columns = (axes.get(axis, _same(size)) for axis, size in ((2, h), (3, w)))
     taps = rows.places.shape[1], columns.places.shape[1]
     fixed = tuple(k if k <= 2 else 0 for k in taps)
