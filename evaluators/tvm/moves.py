@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,24 +101,29 @@ def _move_of(graph: Graph, chain: list[Node]) -> Move | None:
     shape = graph.shape(source)
     if len(shape) != 4 or 0 in shape:
         return None
-    index: Index | None = np.arange(math.prod(shape)).reshape(shape)
+    index: Index = np.arange(math.prod(shape)).reshape(shape)
     fill = 0.0
     for node in chain:
         if node.op == "Pad":
             value = _filled(graph, node)
-            if (index < 0).any() and value != fill:
+            if value != fill and bool(np.any(index < 0)):
                 return None
             fill = value
-        index = _moved(graph, node, index)
-        if index is None or index.size == 0:
+        moved = _moved(graph, node, index)
+        if moved is None or moved.size == 0:
             return None
+        index = moved
     return _taken_apart(index, shape, source, chain[0], fill)
 
 
 def _filled(graph: Graph, node: Node) -> float:
-    if len(node.inputs) > 2 and node.inputs[2]:
-        return float(graph.constant(node.inputs[2]).item())
-    return float(node.get("value", 0.0))
+    value = _constant(graph, node, 2)
+    return float(node.get("value", 0.0) if value is None else value.item())
+
+
+def _constant(graph: Graph, node: Node, position: int) -> NDArray[Any] | None:
+    has_one = len(node.inputs) > position and node.inputs[position]
+    return graph.constant(node.inputs[position]) if has_one else None
 
 
 def _moved(graph: Graph, node: Node, index: Index) -> Index | None:
@@ -140,10 +146,12 @@ def _padded(graph: Graph, node: Node, index: Index) -> Index | None:
     """Surround indices with -1, or cut them, as a Pad node says."""
     amounts = node.get("pads", None)
     if amounts is None:
-        amounts = graph.constant(node.inputs[1]).reshape(-1).tolist()
-    axes = list(range(index.ndim))
-    if len(node.inputs) > 3 and node.inputs[3]:
-        axes = (graph.constant(node.inputs[3]).reshape(-1) % index.ndim).tolist()
+        given = _constant(graph, node, 1)
+        if given is None:
+            return None
+        amounts = given.reshape(-1).tolist()
+    chosen = _constant(graph, node, 3)
+    axes = range(index.ndim) if chosen is None else (chosen.reshape(-1) % index.ndim).tolist()
     sides = [(0, 0)] * index.ndim
     for k, axis in enumerate(axes):
         sides[axis] = (amounts[k], amounts[k + len(axes)])

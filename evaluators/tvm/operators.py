@@ -110,7 +110,7 @@ _STEPS = Limits((1, 2), 1, "without blocks", _has_no_blocks)
 _WHOLE = """
     LayerNormalization MaxPool SpaceToDepth
     Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BitwiseAnd BitwiseNot
-    BitwiseOr BitwiseXor Cast CastLike Ceil Clip Concat Constant Conv Cos Cosh DepthToSpace Div
+    BitwiseOr BitwiseXor Cast Ceil Clip Concat Constant Conv Cos Cosh DepthToSpace Div
     Einsum Elu Equal Erf Exp Flatten Floor Gather GatherElements GatherND Gelu Gemm
     GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization
     HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsNaN LRN LeakyRelu Less

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,11 +75,10 @@ def _taps(node: Node, mode: str, scale: float, size: int, out: int) -> Taps:
     at = _coordinates(mode, scale, size, out)
     method = node.get("mode", b"nearest").decode()
     if method == "nearest":
-        places = _NEAREST[node.get("nearest_mode", b"round_prefer_floor").decode()](at)
-        if _is_old(node):
-            places = np.floor(at)
-        places = np.clip(places, 0, size - 1).astype(np.int64)
-        return Taps(places[:, None], np.ones((out, 1), np.float32))
+        rounding = node.get("nearest_mode", b"round_prefer_floor").decode()
+        name = "floor" if _is_old(node) else rounding
+        nearest = np.clip(_NEAREST[name](at), 0, size - 1).astype(np.int64)
+        return Taps(nearest[:, None], np.ones((out, 1), np.float32))
     shrink = min(scale, 1.0) if node.get("antialias", 0) else 1.0
     reach = 2 if method == "cubic" else 1
     begin = math.floor(-reach / shrink) + 1
@@ -95,7 +95,7 @@ def _taps(node: Node, mode: str, scale: float, size: int, out: int) -> Taps:
     return Taps(np.clip(places, 0, size - 1), weights.astype(np.float32))
 
 
-_NEAREST = {
+_NEAREST: dict[str, Callable[[Floats], Floats]] = {
     "round_prefer_floor": lambda at: np.ceil(at - 0.5),
     "round_prefer_ceil": lambda at: np.floor(at + 0.5),
     "floor": np.floor,

@@ -52,9 +52,11 @@ def test_phases_together_are_the_transposed_convolution(
     for y, x, p in np.ndindex(rows.count, columns.count, len(phases.shifts)):
         top, left = phases.shifts[p] + border + np.array([y, x])
         for i, j in np.ndindex(*values.shape[3:]):
-            at = padded[:, top + i * rows.step, left + j * columns.step]
+            at: NDArray[Any] = padded[:, top + i * rows.step, left + j * columns.step]
             place = y * rows.stride + p // columns.stride, x * columns.stride + p % columns.stride
-            found[:, place[0], place[1]] += values[p, :oc, :, i, j] @ at
+            found[:, place[0], place[1]] += (
+                np.asarray(values)[p, :oc, :, i, j].astype(np.int64) @ at
+            )
     assert not values[:, oc:].any()
     assert (found[:, : rows.out, : columns.out] == scatter(data, weights, rows, columns)).all()
 
