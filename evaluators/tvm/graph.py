@@ -118,7 +118,7 @@ class Graph:
         """Return a node, or one Slice for each output of a Split: each can be made alone."""
         opset = max((o.version for o in self.model.opset_import if o.domain == ""), default=1)
         is_split = proto.op_type == "Split" and proto.domain in ("", "ai.onnx")
-        if not is_split or opset < 10 or not all(map(self._has_shape, proto.output)):
+        if not is_split or opset < 10 or not all(map(self._has_numbers, proto.output)):
             return [proto]
         axes = [helper.get_attribute_value(a) for a in proto.attribute if a.name == "axis"]
         axis = (axes or [0])[0]
@@ -197,6 +197,9 @@ class Graph:
                 "model",
             )
         return tuple(d.dim_value for d in kind.shape.dim)
+
+    def _has_numbers(self, name: str) -> bool:
+        return self._has_shape(name) and 0 not in self.shape(name)
 
     def _has_shape(self, name: str) -> bool:
         kind = self._types.get(name)
