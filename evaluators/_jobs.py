@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from .layer_times import LayerSession, LayerTimes, time_layers
 from .measurement import EvaluationError, Reason
 from .runtimes import Runtime, Session, TensorSpec, get_runtime
 from .runtimes.base import Array
@@ -237,6 +238,39 @@ class TimeBlock:
             contention = ContentionMeter()
             time_us = loaded.block.time_us()
             return Rounds((time_us,), None, loaded.block.n_runs, contention.share())
+
+
+@dataclass(frozen=True)
+class TimeLayers:
+    """Time the layers of artifacts in place, in turns; yields the times of each."""
+
+    runtime: str
+    artifacts: tuple[Path, ...]
+    threads: int
+    n_runs: int
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Timing the layers of '{self.artifacts[0].name}' in {self.runtime}"
+
+    def run(self, sessions: Sessions) -> list[LayerTimes]:
+        """Load all, then time them."""
+        timers = []
+        for place, artifact in enumerate(self.artifacts):
+            # The last one is the baseline, which stays loaded.
+            role = "baseline" if 0 < place == len(self.artifacts) - 1 else "candidate"
+            session = sessions.get(role, self.runtime, artifact, self.threads).session
+            if not isinstance(session, LayerSession):
+                raise EvaluationError(
+                    f"{self.title} needs a runtime that tells layers apart, but {self.runtime} "
+                    "does not.",
+                    "unavailable",
+                )
+            rng = np.random.default_rng(0)
+            timers.append(session.call_timer(*(spec.random(rng) for spec in session.inputs)))
+        with step(self.title, "run"), without_garbage_collection():
+            return time_layers(timers, self.n_runs)
 
 
 @contextlib.contextmanager

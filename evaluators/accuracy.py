@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,8 @@ Metric = Callable[[Tensor, Tensor], float]
 # ResNet-8 on 10,000 images of 28x28, one thread: 1.8 s by 64, 2.4 s by 256, 4.4 s by 1000;
 # the tensors between two layers should stay in the cache.
 BATCH_SIZE = 64
+
+_LEAST_PARTS = 4  # that an interval is estimated from
 
 
 class AccuracyError(ParedownError):
@@ -37,6 +41,36 @@ def top1_accuracy(outputs: Tensor, targets: Tensor) -> float:
         A number in [0, 1].
     """
     return (outputs.argmax(dim=1) == targets).double().mean().item()
+
+
+def top1_agreement(outputs: Tensor, reference: Tensor) -> float:
+    """Share of samples whose largest output is at the same index as in the reference's outputs.
+
+    A fidelity for tasks without labels: the reference is the uncompressed model.
+
+    Args:
+        outputs: Scores, shape `(n, n_classes, ...)`.
+        reference: Scores of the same shape.
+
+    Returns:
+        A number in [0, 1].
+    """
+    return top1_accuracy(outputs, reference.argmax(dim=1))
+
+
+def sqnr_db(outputs: Tensor, reference: Tensor) -> float:
+    """Ratio of the reference's power to that of the difference from it, in decibel.
+
+    Args:
+        outputs: Shape `(n, ...)`.
+        reference: The uncompressed model's outputs, of the same shape.
+
+    Returns:
+        Larger is nearer; at most 200 for outputs that are equal.
+    """
+    signal = reference.double().square().sum()
+    noise = (outputs.double() - reference.double()).square().sum()
+    return 10 * math.log10(max(1e-20, float(signal / noise.clamp_min(signal * 1e-20 + 1e-300))))
 
 
 @contextmanager
@@ -88,14 +122,108 @@ def evaluate(
         AccuracyError: If an output or the metric's value is NaN or infinite; an accuracy made
             from such outputs would look like a number and mean nothing.
     """
-    outputs = predict(module, data.inputs, batch_size)
+    return _judge(predict(module, data.inputs, batch_size), data.targets, metric)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialAccuracy:
+    """A metric after some of the samples.
+
+    Attributes:
+        n_images: Samples that were run so far.
+        accuracy: The metric over them.
+        half_width: Half the confidence interval within which the metric over all samples lies;
+            0 once all of them were run, infinite while nothing can be said.
+    """
+
+    n_images: int
+    accuracy: float
+    half_width: float
+
+
+def evaluate_in_batches(
+    module: nn.Module,
+    data: Data,
+    metric: Metric = top1_accuracy,
+    *,
+    step: int = 512,
+    seed: int = 0,
+    confidence: float = 0.95,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[PartialAccuracy]:
+    """Measure a module with a metric, and tell how it stands after every few samples.
+
+    Samples come in an order that the seed fixes, so that what was run so far is a random part of
+    the data. The last value is that of `evaluate`. A caller that has seen enough stops.
+
+    Args:
+        module: Maps a batch of `data.inputs` to outputs.
+        data: Inputs and targets.
+        metric: Function of some outputs and their targets. The interval is right for means over
+            samples, such as an accuracy.
+        step: Samples between two values.
+        seed: Fixes the order.
+        confidence: Share of cases in which the interval holds the metric over all samples.
+        batch_size: Samples of one call of the module.
+
+    Yields:
+        The metric after `step` samples, after twice as many, and so on to all of them.
+
+    Raises:
+        AccuracyError: If an output or the metric's value is NaN or infinite.
+
+    References:
+        Wilson. Probable inference, the law of succession, and statistical inference. JASA 22,
+        1927 (the interval of a share).
+    """
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    score = NormalDist().inv_cdf(0.5 + confidence / 2)
+    outputs: list[Tensor] = []
+    parts: list[float] = []
+    n_done = 0
+    for rows in order.split(step):
+        outputs.append(predict(module, data.inputs[rows], batch_size))
+        n_done += len(rows)
+        if n_done == len(data):
+            value = _judge(torch.cat(outputs)[order.argsort()], data.targets, metric)
+            yield PartialAccuracy(n_done, value, 0.0)
+            return
+        parts.append(_judge(outputs[-1], data.targets[rows], metric))
+        value = _judge(torch.cat(outputs), data.targets[order[:n_done]], metric)
+        if metric is top1_accuracy:
+            half_width = _wilson_half_width(value, n_done, score)
+        else:
+            half_width = _mean_half_width(parts, score)
+        # Of a finite number of samples, those that are left can change only so much.
+        yield PartialAccuracy(n_done, value, half_width * math.sqrt(1 - n_done / len(data)))
+
+
+def _wilson_half_width(share: float, n: int, score: float) -> float:
+    """Return the distance from a share to the farther end of its Wilson interval."""
+    spread = score * math.sqrt(share * (1 - share) / n + score**2 / (4 * n**2))
+    shift = score**2 / n * abs(0.5 - share)
+    return (spread + shift) / (1 + score**2 / n)
+
+
+def _mean_half_width(parts: list[float], score: float) -> float:
+    """Return half the interval of a mean of equal parts, from their spread."""
+    n = len(parts)
+    if n < _LEAST_PARTS:
+        return math.inf
+    score *= 1 + (score**2 + 1) / (4 * (n - 1))  # Student's t, in its expansion by 1 / (n - 1)
+    mean = sum(parts) / n
+    return score * math.sqrt(sum((part - mean) ** 2 for part in parts) / (n - 1) / n)
+
+
+def _judge(outputs: Tensor, targets: Tensor, metric: Metric) -> float:
+    """Apply a metric, and raise where outputs or its value are not finite."""
     if not torch.isfinite(outputs).all():
         count = int((~torch.isfinite(outputs)).flatten(1).any(dim=1).sum())
         raise AccuracyError(
             f"Outputs must be finite, but {count} of {len(outputs)} samples give NaN or infinity. "
             "The model's weights or the scales of its quantized layers overflowed."
         )
-    value = float(metric(outputs, data.targets))
+    value = float(metric(outputs, targets))
     if not math.isfinite(value):
         raise AccuracyError(
             f"The metric must return a finite number, but '{_name(metric)}' returned {value}. "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,8 @@ import numpy as np
 from .estimates import half_iqr, is_settled, relative_half_width, round_ratios
 from .measurement import EvaluationError, Latency
 from .onnx_file import fix_batch, read_inputs
-from .runtimes import get_runtime
+from .runtimes import TensorSpec, get_runtime
+from .runtimes.base import Array
 from .timing import LatencyProtocol, Rounds
 from .worker import Worker
 
@@ -36,6 +37,8 @@ COMPARISON_PROTOCOL = LatencyProtocol(block_s=0.02, warm_up_s=0.2, budget_s=5.0,
 
 
 _MAX_CONTENTION = 0.05
+_N_COMPARED = 8  # random inputs on which the outputs of runtimes are compared
+_PREDICT_S = 120.0
 
 
 def measure_latency(
@@ -81,12 +84,23 @@ def summarize(rounds: Rounds, tolerance: float, threads: int) -> Latency:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeComparison:
-    """How fast one runtime runs a model, or why it does not."""
+    """How fast one runtime runs a model, or why it does not.
+
+    Attributes:
+        runtime: Its name.
+        version: That of its library.
+        latency: The baseline is the first runtime: 1.0 is its own ratio.
+        error: Why there is no latency.
+        difference: Largest difference of the first output from that of the first runtime, on
+            random inputs, as a share of the largest value; None where the model has several
+            inputs, or the first runtime failed.
+    """
 
     runtime: str
     version: str | None
-    latency: Latency | None  # the baseline is the first runtime: 1.0 is its own ratio
+    latency: Latency | None
     error: str | None
+    difference: float | None = None
 
     def __post_init__(self) -> None:
         if (self.latency is None) == (self.error is None):
@@ -131,8 +145,11 @@ def compare_runtimes(
             worker = stack.enter_context(Worker(threads, preload=(name,)))
             worker.start()
             racers.append(_Racer(name, worker))
+        specs = read_inputs(fixed)
         for racer in racers:
             racer.build(fixed, Path(folder), profile)
+            if len(specs) == 1:
+                racer.predict(specs[0])
         _race(racers, protocol)
     return {racer.runtime: racer.result(racers[0], protocol, threads) for racer in racers}
 
@@ -145,6 +162,7 @@ class _Racer:
     worker: Worker
     artifact: Path | None = None
     error: str | None = None
+    outputs: Array | None = None
     blocks: list[Rounds] = field(default_factory=list)
 
     def build(self, model: Path, folder: Path, profile: HardwareProfile) -> None:
@@ -155,6 +173,18 @@ class _Racer:
             self.error = str(error)
         else:
             self.artifact = artifact
+
+    def predict(self, spec: TensorSpec) -> None:
+        """Run on the same random inputs as every other runtime."""
+        if self.artifact is None:
+            return
+        rng = np.random.default_rng(0)
+        inputs = np.concatenate([spec.random(rng) for _ in range(_N_COMPARED)])
+        # A model whose first output has no batch of 1 is timed all the same.
+        with suppress(EvaluationError):
+            self.outputs = self.worker.predict(
+                self.runtime, self.artifact, inputs, timeout_s=_PREDICT_S
+            )
 
     def time(self, protocol: LatencyProtocol) -> None:
         assert self.artifact is not None  # only a racer that was built is timed
@@ -174,11 +204,35 @@ class _Racer:
         contention = sum(block.contention for block in self.blocks) / len(self.blocks)
         rounds = Rounds(self.times_us, baseline_us, n_runs, contention)
         latency = summarize(rounds, protocol.tolerance, threads)
-        return RuntimeComparison(self.runtime, version, latency, None)
+        try:
+            difference = _difference(self.outputs, first.outputs)
+        except EvaluationError as error:
+            return RuntimeComparison(self.runtime, version, None, str(error))
+        return RuntimeComparison(self.runtime, version, latency, None, difference)
 
     @property
     def times_us(self) -> tuple[float, ...]:
         return tuple(block.candidate_us[0] for block in self.blocks)
+
+
+def _difference(outputs: Array | None, expected: Array | None) -> float | None:
+    """Return the largest difference of two arrays as a share of the largest expected value.
+
+    Raises:
+        EvaluationError: If their shapes differ, or one is finite where the other is not.
+    """
+    if outputs is None or expected is None:
+        return None
+    finite = np.isfinite(expected)
+    if outputs.shape != expected.shape or (np.isfinite(outputs) != finite).any():
+        raise EvaluationError(
+            "The outputs must have the shape of the first runtime's and be finite where its are, "
+            f"but have {outputs.shape} for {expected.shape}, or are not.",
+            "run",
+        )
+    wanted = expected[finite].astype(np.float64)
+    gaps = np.abs(outputs[finite] - wanted)
+    return float(gaps.max(initial=0.0)) / (float(np.abs(wanted).max(initial=0.0)) or 1.0)
 
 
 def _race(racers: list[_Racer], protocol: LatencyProtocol) -> None:

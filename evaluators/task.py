@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..hw_profiles.errors import ParedownError
-from .accuracy import Metric, evaluation_mode, top1_accuracy
+from .accuracy import Metric, evaluation_mode, predict, top1_accuracy
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 _CHECKED_SAMPLES = 8  # samples that the model is run on to learn the form of its outputs
 
@@ -92,6 +94,19 @@ class Data:
                 "Resize or pad them in the dataset's transform."
             ) from error
 
+    @classmethod
+    def from_model(cls, model: nn.Module, inputs: Tensor) -> Data:
+        """Take a model's own outputs for targets: for samples without labels.
+
+        The metric then tells how true a candidate is to the model: `accuracy.top1_agreement` or
+        `accuracy.sqnr_db`.
+
+        Args:
+            model: The uncompressed model.
+            inputs: Shape `(n, ...)`.
+        """
+        return cls(inputs, predict(model, inputs).clone())
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -103,11 +118,13 @@ class Task:
         example_input: One input with a batch dimension of 1, float32.
         calibration: Inputs that fix the ranges of quantized activations; a few hundred do.
         validation: Data that every candidate is judged on.
-        train: Data for fine-tuning; without it no candidate can be fine-tuned.
+        train: Data to train on; without it candidates are quantized without any training.
         metric: Function of all outputs and all targets.
         metric_name: What tables and plots call the metric.
         higher_is_better: Whether a larger metric is a better one.
-        finetune_epochs: Epochs of fine-tuning for each candidate unless the study says otherwise.
+        finetune_epochs: Epochs for each candidate where a study fine-tunes them one by one, unless
+            it says otherwise.
+        augment: Changes a batch of training inputs, drawing from the generator that it is given.
     """
 
     name: str
@@ -120,6 +137,7 @@ class Task:
     metric_name: str = "accuracy"
     higher_is_better: bool = True
     finetune_epochs: int = 0
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Self, TypeVar
 import numpy as np
 
 from . import _jobs
+from .layer_times import LayerTimes
 from .measurement import EvaluationError
 from .runtimes.base import Array
 from .timing import LatencyProtocol, Rounds
@@ -92,6 +93,11 @@ class Worker:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The cores that the child is pinned to."""
+        return self._settings.cpus
 
     @property
     def pid(self) -> int | None:
@@ -204,6 +210,32 @@ class Worker:
         """
         threads = self._check_threads(threads)
         return self._run(_jobs.TimeBlock(runtime, artifact, threads, protocol), timeout_s)
+
+    def time_layers(
+        self,
+        runtime: str,
+        artifact: Path,
+        *,
+        baseline: Path | None = None,
+        n_runs: int = 30,
+        threads: int | None = None,
+        timeout_s: float = 120.0,
+    ) -> tuple[LayerTimes, LayerTimes | None]:
+        """Time the layers of the artifact in place, in turns with `baseline` if there is one.
+
+        Both run in one window, so that the ratio of their totals is free of the machine's drift.
+
+        Returns:
+            The times of the artifact, and those of the baseline.
+
+        Raises:
+            EvaluationError: If it cannot be loaded or run, or the runtime cannot tell its layers
+                apart (reason "unavailable").
+        """
+        threads = self._check_threads(threads)
+        artifacts = (artifact,) if baseline is None else (artifact, baseline)
+        times = self._run(_jobs.TimeLayers(runtime, artifacts, threads, n_runs), timeout_s)
+        return times[0], None if baseline is None else times[1]
 
     def _check_threads(self, threads: int | None) -> int:
         if threads is None:

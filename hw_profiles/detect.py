@@ -84,7 +84,7 @@ def detect_profile(machine: Machine | None = None) -> HardwareProfile:
         "mtriple": f"{machine.arch}-{machine.system}",
         "mcpu": machine.llvm_cpu,
     }
-    attributes = ["+neon"] if machine.arch == "aarch64" else list(isa.attributes)
+    attributes = ["+neon"] * (machine.arch == "aarch64") + list(isa.attributes)
     if attributes:
         target["mattr"] = attributes
     features = machine.generated | target_features(target) | set(isa.features)
@@ -98,7 +98,7 @@ def detect_profile(machine: Machine | None = None) -> HardwareProfile:
         features=tuple(sorted(features)),
         cores=machine.cores,
         vector_bits=isa.vector_bits,
-        runtimes=("tvm", "onnxruntime", "openvino"),
+        runtimes=("tvm", "onnxruntime", "openvino", "litert"),
         sources=("detected",),
     )
 

@@ -24,6 +24,7 @@ class Isa:
 
 
 _AVX512 = ("avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "fma")
+_DOTPROD = ("asimd", "asimddp")
 
 # Best first: detection takes the first one that a machine has.
 ISAS: Mapping[str, Isa] = MappingProxyType(
@@ -31,8 +32,12 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
         isa.name: isa
         for isa in (
             Isa("avx512vnni", (*_AVX512, "avx512_vnni"), ("x86_64",), 512, ("+avx512vnni",)),
+            Isa("avxvnni", ("avx2", "avx_vnni", "fma"), ("x86_64",), 256, ("+avxvnni",)),
             Isa("avx512", _AVX512, ("x86_64",), 512),
             Isa("avx2", ("avx2", "fma"), ("x86_64",), 256),
+            Isa("neon_i8mm", (*_DOTPROD, "i8mm"), ("aarch64",), 128, ("+dotprod", "+i8mm")),
+            Isa("neon_dotprod", _DOTPROD, ("aarch64",), 128, ("+dotprod",)),
+            Isa("neon", ("asimd",), ("aarch64",), 128),
             Isa("portable", (), ("x86_64", "aarch64", "cuda"), 128),
         )
     }

@@ -33,9 +33,9 @@ class LayerChoice:
                     f"but got {self.activation_bits}. Use `FLOAT_LAYER` for a layer in float."
                 )
             return
-        if not 2 <= self.weight_bits <= 8:
+        if not 1 <= self.weight_bits <= 8:
             raise ValueError(
-                "`weight_bits` must lie between 2 and 8, or be 32 for float, "
+                "`weight_bits` must lie between 1 and 8, or be 32 for float, "
                 f"but got {self.weight_bits}."
             )
         if self.activation_bits not in (7, 8):

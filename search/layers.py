@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
@@ -30,6 +30,7 @@ class LayerTrace:
         weight_shape: Shape of the weight.
         macs: Multiply-accumulate operations for one input, over all calls.
         output_shape: Shape of the output of the first call.
+        n_groups: Groups of channels that are convolved apart.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerTrace:
     weight_shape: tuple[int, ...]
     macs: int
     output_shape: tuple[int, ...]
+    n_groups: int = 1
 
 
 def trace_layers(model: nn.Module, example_input: Tensor) -> tuple[LayerTrace, ...]:
@@ -114,12 +116,15 @@ def _record(
     macs = _count_macs(layer, data, output)
     if name in traces:
         first = traces[name]
-        traces[name] = LayerTrace(
-            name, first.kind, first.weight_shape, first.macs + macs, first.output_shape
-        )
+        traces[name] = replace(first, macs=first.macs + macs)
         return
     traces[name] = LayerTrace(
-        name, _kind(layer), tuple(layer.weight.shape), macs, tuple(output.shape)
+        name,
+        _kind(layer),
+        tuple(layer.weight.shape),
+        macs,
+        tuple(output.shape),
+        1 if isinstance(layer, nn.Linear) else layer.groups,
     )
 
 

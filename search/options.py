@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import FLOAT_BITS
 from .compression.channels import ChannelGroup
 from .errors import SpaceError
 from .layers import LayerTrace
+from .rules import TIES, LayerRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class LayerInfo:
         output_shape: Shape of the output for the example input, batch included.
         weight_bits: Widths on offer, ascending, with 32 (float) last.
         activation_bits: Widths of the layer's input on offer, ascending.
+        n_groups: Groups of channels that are convolved apart.
     """
 
     name: str
@@ -71,6 +74,7 @@ class LayerInfo:
     output_shape: tuple[int, ...]
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
+    n_groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +83,60 @@ class SpaceSettings:
 
     Attributes:
         max_pruning_ratio: Largest share of channels removed from a group; 0 turns pruning off.
-        weight_bits: Widths on offer; None stands for all that the profile has kernels for.
+        weight_bits: Widths on offer; None stands for all that the profile has kernels for. A
+            single bit, for -1 and 1, is on offer only where it is asked for.
         activation_bits: Widths of activations on offer.
         include_float: Whether a layer may stay in floating point.
+        rules: Limits of single layers; a later rule wins over an earlier one.
+        exclude: Patterns of layers that stay as they are: in floating point, with all channels.
+        tie: What is chosen once for several layers: "layer" ties nothing, "block" the layers of
+            one module (`blocks.1` of `blocks.1.conv1` and `blocks.1.shortcut.0`), "stage" those
+            whose outputs have the same resolution; or sets of patterns, each of which makes a tie.
+        criterion: What decides which channels of a group go first: one of `criteria.CRITERIA`.
     """
 
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None
     activation_bits: tuple[int, ...] = (8,)
     include_float: bool = True
+    rules: tuple[LayerRule, ...] = ()
+    exclude: tuple[str, ...] = ()
+    tie: str | tuple[tuple[str, ...], ...] = "layer"
+    criterion: str = "l2"
+
+    def for_layer(self, name: str) -> SpaceSettings:
+        """Return the settings that hold for one layer."""
+        settings = self
+        for rule in self.rules:
+            if fnmatchcase(name, rule.match):
+                fields = ("max_pruning_ratio", "weight_bits", "activation_bits", "include_float")
+                values = {key: getattr(rule, key) for key in fields}
+                settings = replace(settings, **{k: v for k, v in values.items() if v is not None})
+        if any(fnmatchcase(name, pattern) for pattern in self.exclude):
+            settings = replace(settings, max_pruning_ratio=0.0, weight_bits=(), include_float=True)
+        return settings
+
+    def check_patterns(self, layers: Sequence[str]) -> None:
+        """Raise unless every pattern fits a layer.
+
+        Args:
+            layers: Names of all layers.
+
+        Raises:
+            SpaceError: Names the first pattern that fits none.
+        """
+        ties = () if isinstance(self.tie, str) else self.tie
+        patterns = [rule.match for rule in self.rules] + [*self.exclude]
+        for pattern in [*patterns, *(p for tie in ties for p in tie)]:
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise SpaceError(
+                    f"Every pattern must fit the name of a layer, but '{pattern}' fits none of "
+                    f"{', '.join(layers)}."
+                )
 
     def __post_init__(self) -> None:
+        if isinstance(self.tie, str) and self.tie not in TIES:
+            raise ValueError(f"`tie` must be one of {TIES} or patterns, but got '{self.tie}'.")
         if not 0.0 <= self.max_pruning_ratio < 1.0:
             raise ValueError(
                 f"`max_pruning_ratio` must lie in [0, 1), but got {self.max_pruning_ratio}."
@@ -138,6 +185,7 @@ def layer_options(
         trace.output_shape,
         widths,
         activations,
+        trace.n_groups,
     )
 
 
@@ -147,6 +195,8 @@ def _checked(
     """Return the widths in ascending order, or raise if the device lacks one."""
     widths = sorted({bits for bits in asked if bits != FLOAT_BITS})
     for bits in widths:
+        if field == "weight_bits" and bits == 1 and 2 in offered:
+            continue  # -1 and 1 run where -1, 0 and 1 do
         if bits not in offered:
             raise SpaceError(
                 f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "

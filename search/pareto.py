@@ -1,4 +1,4 @@
-"""Pareto optimality and hypervolume, as functions of arrays.
+"""Pareto optimality, ranks and hypervolume, as functions of arrays.
 
 All costs are minimised; a value to maximise enters with its sign changed.
 """
@@ -6,6 +6,7 @@ All costs are minimised; a value to maximise enters with its sign changed.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +43,36 @@ def is_pareto_optimal(costs: ArrayLike) -> NDArray[np.bool_]:
     else:
         optimal = _pairwise_optimal(unique)
     return np.asarray(optimal[inverse.reshape(-1)], dtype=np.bool_)
+
+
+def non_dominated_ranks(costs: ArrayLike) -> NDArray[np.intp]:
+    """Return the front that each point is on: 0 for the best, then the best without it, and so on.
+
+    Points in order of the first objective are put on the first front that does not dominate
+    them, which a bisection over the fronts finds.
+
+    Args:
+        costs: Values to minimise, shape `(n_points, n_objectives)`.
+
+    Returns:
+        Ranks of shape `(n_points,)`; equal points have equal ranks.
+
+    Raises:
+        ValueError: If `costs` is not two-dimensional or holds a NaN.
+
+    References:
+        Zhang, Tian, Cheng, Jin. An efficient approach to nondominated sorting for evolutionary
+        multiobjective optimization. IEEE TEC 19(2), 2015.
+    """
+    points = _checked_costs(costs)
+    unique, inverse = np.unique(points, axis=0, return_inverse=True)
+    if points.shape[1] <= 1:
+        ranks = np.arange(len(unique))
+    elif points.shape[1] <= 3:
+        ranks = _staircase_ranks(unique)
+    else:
+        ranks = _pairwise_ranks(unique)
+    return np.asarray(ranks[inverse.reshape(-1)], dtype=np.intp)
 
 
 def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
@@ -147,6 +178,48 @@ def _sweep_optimal(points: NDArray[np.float64]) -> NDArray[np.bool_]:
         optimal[place] = True
         _insert_step(ys, zs, y, z)
     return optimal
+
+
+def _staircase_ranks(points: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Rank unique, lexicographically sorted points in 2 or 3 objectives."""
+    stairs: list[tuple[list[float], list[float]]] = []
+
+    def dominates(rank: int, y: float, z: float) -> bool:
+        ys, zs = stairs[rank]
+        at = bisect_right(ys, y)
+        return at > 0 and zs[at - 1] <= z
+
+    ranks = np.empty(len(points), dtype=np.intp)
+    for place, row in enumerate(points.tolist()):
+        y, z = row[1], row[-1]
+        rank = _first(len(stairs), lambda rank: not dominates(rank, y, z))  # noqa: B023  # at once
+        if rank == len(stairs):
+            stairs.append(([], []))
+        _insert_step(*stairs[rank], y, z)
+        ranks[place] = rank
+    return ranks
+
+
+def _pairwise_ranks(points: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Rank unique, lexicographically sorted points in any dimension."""
+    fronts: list[list[int]] = []
+
+    def dominates(rank: int, point: NDArray[np.float64]) -> bool:
+        return bool((points[fronts[rank]] <= point).all(axis=1).any())
+
+    ranks = np.empty(len(points), dtype=np.intp)
+    for place, point in enumerate(points):
+        rank = _first(len(fronts), lambda rank: not dominates(rank, point))  # noqa: B023  # at once
+        if rank == len(fronts):
+            fronts.append([])
+        fronts[rank].append(place)
+        ranks[place] = rank
+    return ranks
+
+
+def _first(count: int, is_true: Callable[[int], bool]) -> int:
+    """Return the first place from which on something is true, by bisection."""
+    return bisect_left(range(count), True, key=is_true)
 
 
 def _insert_step(ys: list[float], zs: list[float], y: float, z: float) -> None:

@@ -16,7 +16,9 @@ from optuna.samplers import (
     TPESampler,
 )
 
-DEFAULT_SAMPLER = "tpe"
+from .guided import GuidedSampler
+
+DEFAULT_SAMPLER = "guided"
 
 # A study has some tens to hundreds of trials: with Optuna's default of 50, most of them would be
 # the random first generation.
@@ -26,6 +28,7 @@ _POPULATION = 20
 # ones (`group` of TPE). With several objectives TPE models each parameter by itself, which is
 # Optuna's default.
 _SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
+    "guided": lambda seed: GuidedSampler(seed),
     "tpe": lambda seed: TPESampler(seed=seed),
     "nsga2": lambda seed: NSGAIISampler(population_size=_POPULATION, seed=seed),
     "nsga3": lambda seed: NSGAIIISampler(population_size=_POPULATION, seed=seed),
@@ -44,8 +47,9 @@ def make_sampler(name: str = DEFAULT_SAMPLER, seed: int | None = None) -> BaseSa
     """Make a sampler for several objectives; all but "qmc" and "random" heed constraints.
 
     Args:
-        name: "tpe" (density estimates), "nsga2" or "nsga3" (evolution), "gp" (Gaussian process:
-            the best use of few trials, slow beyond some hundreds), "qmc" (even cover) or "random".
+        name: "guided" (Gaussian processes with a prior, see `GuidedSampler`), "tpe" (density
+            estimates), "nsga2" or "nsga3" (evolution), "gp" (Optuna's Gaussian process, slow
+            beyond a hundred trials), "qmc" (even cover) or "random".
         seed: Seed of its random numbers; None takes a new one each time.
 
     Returns:

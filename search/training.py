@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ..evaluators.task import Data
+from ..evaluators.task import Augment, Data
 from ..hw_profiles.errors import ParedownError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
 Report = Callable[[str], None]
+Log = Callable[[int, Mapping[str, float]], None]
+Precision = Literal["float32", "bfloat16"]
 
 _WARMUP_SHARE = 0.1  # of all steps
 
@@ -63,13 +65,18 @@ def train(
     optimizer: Literal["sgd", "adamw"] = "sgd",
     loss: Loss = default_loss,
     augment: Augment | None = None,
+    precision: Precision = "float32",
     report: Report | None = None,
+    log: Log | None = None,
 ) -> None:
     """Train all parameters of a module in place and leave it in evaluation mode.
 
     The learning rate rises linearly over the first tenth of the steps and falls along a cosine to
     zero. Vectors (biases, norms, scales) are not decayed. The result depends on the arguments
     and the number of threads alone, not on the global random state.
+
+    In a process group of `torch.distributed` each process takes its part of every batch, and the
+    gradients are averaged.
 
     Args:
         module: Maps a batch of inputs to outputs.
@@ -82,7 +89,9 @@ def train(
         optimizer: SGD with Nesterov momentum of 0.9, or AdamW.
         loss: Function of outputs and targets.
         augment: Changes a batch of inputs; it draws from the generator that it is given.
+        precision: What layers compute in; weights and their updates are float32 either way.
         report: Called after each epoch with a line of text.
+        log: Called after each epoch with its number and its figures by name.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -98,13 +107,20 @@ def train(
     if not n_steps:
         return
     update = _make_optimizer(module, optimizer, lr, weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(update, lambda step: _rate(step, n_steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(update, lambda step: learning_rate(step, n_steps))
     generator = torch.Generator().manual_seed(seed)
+
+    run = _shared_by_processes(module)
 
     def run_epoch() -> float:
         losses = []
         for inputs, targets in _batches(data, batch_size, generator):
-            value = loss(module(augment(inputs, generator) if augment else inputs), targets)
+            inputs = _part(augment(inputs, generator) if augment else inputs)
+            with torch.autocast(
+                inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+            ):
+                outputs = run(inputs)
+            value = loss(outputs.float(), _part(targets))
             update.zero_grad()
             value.backward()
             update.step()
@@ -118,14 +134,31 @@ def train(
         for epoch in range(1, epochs + 1):
             start = time.monotonic()
             mean = run_epoch()
-            _check_loss(mean, epoch, lr)
+            check_loss(mean, epoch, lr)
+            seconds = time.monotonic() - start
             if report is not None:
-                seconds = time.monotonic() - start
                 report(f"epoch {epoch} of {epochs}: loss {mean:.4f}, {seconds:.1f} s")
+            if log is not None:
+                log(epoch, {"loss": mean, "seconds": seconds})
     module.eval()
 
 
-def _check_loss(loss: float, epoch: int, lr: float) -> None:
+def _shared_by_processes(module: nn.Module) -> nn.Module:
+    """Return the module as it is run: with gradients averaged over a process group, if any."""
+    if distributed.is_available() and distributed.is_initialized():
+        return DistributedDataParallel(module)
+    return module
+
+
+def _part(batch: Tensor) -> Tensor:
+    """Return what this process takes of a batch."""
+    if distributed.is_available() and distributed.is_initialized():
+        return batch[distributed.get_rank() :: distributed.get_world_size()]
+    return batch
+
+
+def check_loss(loss: float, epoch: int, lr: float) -> None:
+    """Raise a `TrainingError` unless the loss is finite."""
     if not math.isfinite(loss):
         raise TrainingError(
             f"The loss must stay finite, but is {loss} in epoch {epoch} with a learning rate of "
@@ -133,7 +166,8 @@ def _check_loss(loss: float, epoch: int, lr: float) -> None:
         )
 
 
-def _rate(step: int, n_steps: int) -> float:
+def learning_rate(step: int, n_steps: int) -> float:
+    """Return the share of the largest learning rate that a step has: a rise, then a cosine."""
     warmup = max(1, int(_WARMUP_SHARE * n_steps))
     if step < warmup:
         return (step + 1) / warmup

@@ -9,6 +9,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -135,7 +136,9 @@ class Model:
         self._tensor = tvm.runtime.tensor
         try:
             module = tvm.runtime.load_module(str(library))
-            self._network = relax.VirtualMachine(module, tvm.cpu())["main"]
+            machine = relax.VirtualMachine(module, tvm.cpu())
+            weights = machine["paredown_weights"]()  # unpacked from the bits they are stored in
+            self._network = functools.partial(machine["main"], *weights)
         except Exception as error:  # tvm raises plain errors of many types
             raise RunError(f"'{library}' could not be loaded: {error}") from error
 
@@ -151,8 +154,7 @@ class Model:
 
     def bind(self, sample: np.ndarray) -> Callable[[], object]:
         """Return a call that runs on a sample that is on the device already."""
-        network, tensor = self._network, self._tensor(sample)
-        return lambda: network(tensor)
+        return functools.partial(self._network, self._tensor(sample))
 
 
 def save(path: Path, outputs: np.ndarray) -> None:

@@ -10,10 +10,11 @@ from typing import Any, get_args
 from ..evaluators.runtimes import get_runtime, require_installed
 from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.compression.calibration import CalibrationMethod
+from ..search.compression.criteria import CRITERIA
 from ..search.samplers import make_sampler
 from .config import StudyConfig
 from .errors import StudyError
-from .records import Constraints, StudyRecord, StudySettings
+from .records import ACCURACY_MODES, Constraints, StudyRecord, StudySettings
 from .tasks import BUILTIN_TASKS
 
 # Fields of a profile that describe it without changing what is measured.
@@ -45,7 +46,8 @@ def check_settings(settings: StudySettings) -> None:
     """Check the names among the settings.
 
     Raises:
-        ParedownError: If the sampler or the calibration method is unknown.
+        ParedownError: If the sampler, the calibration method, the mode or the criterion is
+            unknown, or epochs are given that the mode has no use for.
     """
     try:
         make_sampler(settings.sampler, settings.seed)
@@ -55,6 +57,26 @@ def check_settings(settings: StudySettings) -> None:
     if settings.calibration not in methods:
         raise StudyError(
             f"`calibration` must be one of {', '.join(methods)}, but got '{settings.calibration}'."
+        )
+    if settings.accuracy not in ("default", *ACCURACY_MODES):
+        raise StudyError(
+            f"`accuracy` must be one of {', '.join(ACCURACY_MODES)}, but got "
+            f"'{settings.accuracy}'."
+        )
+    if settings.criterion not in CRITERIA:
+        raise StudyError(
+            f"`criterion` must be one of {', '.join(CRITERIA)}, but got '{settings.criterion}'."
+        )
+    for name, mode in (("shared_epochs", "shared"), ("finetune_epochs", "finetune")):
+        if getattr(settings, name) and settings.accuracy not in ("default", mode):
+            raise StudyError(
+                f"`{name}` goes with `accuracy` '{mode}', but that is '{settings.accuracy}'. "
+                f"Leave one of the two out."
+            )
+    if settings.shared_epochs and settings.finetune_epochs:
+        raise StudyError(
+            "`shared_epochs` and `finetune_epochs` belong to different ways to train. Leave one "
+            "of the two out."
         )
 
 
@@ -128,7 +150,9 @@ def _differences(found: StudyRecord, wanted: StudyRecord) -> list[tuple[str, str
 def _identity(study: StudyRecord) -> dict[str, Any]:
     settings = asdict(study.settings)
     constraints = settings.pop("constraints")
-    settings.pop("sampler")  # another sampler may go on where one stopped
+    # How candidates are chosen does not change what their numbers mean.
+    for name in ("sampler", "early_stopping", "reference"):
+        settings.pop(name)
     profile = asdict(study.profile)
     facts = {key: value for key, value in profile.items() if key not in _DESCRIPTIVE}
     facts.pop("threads")

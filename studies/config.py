@@ -6,12 +6,13 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..hw_profiles.errors import ParedownError
-from .records import Constraints, StudySettings
+from ..search.rules import LayerRule
+from .records import Constraints, Reference, StudySettings
 
 Location = tuple[str, ...]
 
@@ -28,6 +29,31 @@ class ConstraintOptions(BaseModel):
     min_accuracy: float | None = None
     max_latency_us: float | None = Field(default=None, gt=0)
     max_size_bytes: int | None = Field(default=None, gt=0)
+    min_speedup: float | None = Field(default=None, gt=0)
+    min_shrink: float | None = Field(default=None, gt=0)
+    max_accuracy_drop: float | None = None
+
+
+class ReferenceOptions(BaseModel):
+    """What is of no use any more; the search looks for points better than it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    accuracy: float | None = None
+    size_bytes: int | None = Field(default=None, gt=0)
+    latency_us: float | None = Field(default=None, gt=0)
+
+
+class LayerOptions(BaseModel):
+    """Other limits for the layers that a pattern fits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    match: str = Field(min_length=1)
+    max_pruning_ratio: float | None = Field(default=None, ge=0, lt=1)
+    weight_bits: tuple[int, ...] | None = None
+    activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
+    include_float: bool | None = None
 
 
 class SpaceOptions(BaseModel):
@@ -35,10 +61,15 @@ class SpaceOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    criterion: str = "l2"
+    accumulation_run: int | None = Field(default=None, ge=1, le=128)
     max_pruning_ratio: float = Field(default=0.75, ge=0, lt=1)
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     include_float: bool = True
+    exclude: tuple[str, ...] = ()
+    tie: Literal["layer", "block", "stage"] | tuple[tuple[str, ...], ...] = "layer"
+    layers: tuple[LayerOptions, ...] = ()
 
 
 class StudyConfig(BaseModel):
@@ -58,11 +89,15 @@ class StudyConfig(BaseModel):
     profile: str = Field(default="local", min_length=1)
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
+    early_stopping: bool = True
     data: str | None = None
     calibration: str | None = None
+    accuracy: str | None = None
+    shared_epochs: int | None = Field(default=None, ge=1)
     finetune_epochs: int | None = Field(default=None, ge=0)
     constraints: ConstraintOptions = ConstraintOptions()
+    reference: ReferenceOptions = ReferenceOptions()
     space: SpaceOptions = SpaceOptions()
 
     @field_validator("storage")
@@ -74,21 +109,27 @@ class StudyConfig(BaseModel):
 
     def settings(self) -> StudySettings:
         """Return the part that fixes what the study's numbers mean."""
-        values = self.constraints
         return StudySettings(
             seed=self.seed,
             runtime=self.runtime,
             sampler=self.sampler,
+            early_stopping=self.early_stopping,
             data_dir=self.data,
             calibration=self.calibration or "default",
+            accuracy=self.accuracy or "default",
+            shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
+            accumulation_run=self.space.accumulation_run,
+            criterion=self.space.criterion,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,
             activation_bits=self.space.activation_bits,
             include_float=self.space.include_float,
-            constraints=Constraints(
-                values.min_accuracy, values.max_latency_us, values.max_size_bytes
-            ),
+            exclude=self.space.exclude,
+            tie=self.space.tie,
+            rules=tuple(LayerRule(**rule.model_dump()) for rule in self.space.layers),
+            constraints=Constraints(**self.constraints.model_dump()),
+            reference=Reference(**self.reference.model_dump()),
         )
 
 
@@ -197,12 +238,16 @@ def _locations(values: Mapping[str, Any], prefix: Location = ()) -> Iterator[Loc
         yield (*prefix, key)
         if isinstance(value, Mapping):
             yield from _locations(value, (*prefix, key))
+        elif isinstance(value, list):  # of tables, or of plain values
+            for place, item in enumerate(value):
+                if isinstance(item, Mapping):
+                    yield from _locations(item, (*prefix, key, str(place)))
 
 
 def _explain(fault: dict[str, Any], lines: Mapping[Location, int], file: Path | None) -> str:
     location: Location = tuple(part for part in fault["loc"] if isinstance(part, str))
     name = ".".join(location)
-    row = lines.get(location)
+    row = lines.get(tuple(str(part) for part in fault["loc"]), lines.get(location))
     where = f"{file}:{row}: " if row is not None else ""
     if fault["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
@@ -218,5 +263,6 @@ def _explain(fault: dict[str, Any], lines: Mapping[Location, int], file: Path | 
 def _known_keys(parents: Location) -> list[str]:
     model: Any = StudyConfig
     for parent in parents:
-        model = model.model_fields[parent].annotation
+        annotation = model.model_fields[parent].annotation
+        model = next(iter(get_args(annotation)), annotation)  # a list of tables, or a table
     return sorted(model.model_fields)

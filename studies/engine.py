@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
 import numpy as np
 from optuna.storages import RDBStorage
@@ -17,11 +14,12 @@ from torch import Tensor
 from ..evaluators.task import Task, check_task
 from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
-from ..search.compression.calibration import CalibrationMethod
+from ..search.checkpoint import digest_tensors
 from ..search.compression.compressor import CompressionSettings, Compressor
+from ..search.guided import GuidedSampler
 from ..search.objective import Objective
 from ..search.samplers import make_sampler
-from ..search.space import SearchSpace, SpaceSettings
+from ..search.space import SearchSpace
 from .checks import (
     check_constraints,
     check_profile,
@@ -30,7 +28,7 @@ from .checks import (
     check_task_bounds,
 )
 from .config import StudyConfig
-from .errors import StudyError
+from .guide import Guide
 from .observer import Observer, StopSignal
 from .records import StudyRecord, StudySettings
 from .storage import (
@@ -44,6 +42,7 @@ from .storage import (
 )
 from .tasks import BUILTIN_TASKS, check_task_spec, load_task
 from .trials import TrialLoop, mark_interrupted
+from .weights import compression_settings, make_space, shared_weights
 
 
 def run_study(
@@ -66,7 +65,7 @@ def run_study(
     """
     observer, stop = observer or Observer(), stop or StopSignal()
     deadline = None if config.timeout is None else time.monotonic() + config.timeout
-    wanted = _describe(config, check_profile(config))
+    wanted = describe_study(config, check_profile(config))
     check_task_bounds(config)
     check_settings(wanted.settings)
     storage = open_storage(config.storage)
@@ -89,7 +88,7 @@ def run_study(
             run.task, run.compressor, worker, config.runtime, wanted.profile, Path(folder)
         ) as objective:
             with storage_errors(storage.url):
-                loop = run.loop(objective, observer, stop)
+                loop = run.loop(objective, observer, stop, config.trials)
                 observer.started(loop.refresh(), config.trials)
                 loop.run(config.trials, deadline)
     return read_study(storage, wanted.name)
@@ -105,7 +104,9 @@ class _Run:
     space: SearchSpace
     compressor: Compressor
 
-    def loop(self, objective: Objective, observer: Observer, stop: StopSignal) -> TrialLoop:
+    def loop(
+        self, objective: Objective, observer: Observer, stop: StopSignal, n_trials: int
+    ) -> TrialLoop:
         """Return the loop, ready to run: stale trials marked, the baseline built."""
         settings, name = self.record.settings, self.record.name
         # A resumed sampler must not repeat the draws of the run before it.
@@ -120,10 +121,21 @@ class _Run:
             observer.preparing("building the uncompressed model")
             assert baseline.latency_us is not None
             objective.use_baseline(load_model(self.record, baseline), baseline.latency_us)
-        return TrialLoop(study, self.storage, self.record, self.space, objective, observer, stop)
+        guide = None
+        if isinstance(sampler, GuidedSampler):
+            # Training each of the models whose outputs are compared would take very long.
+            chosen = compression_settings(settings, self.task, finetune_epochs=0)
+            quick = Compressor(self.task, self.space, chosen, settings.seed)
+            quick.shared = self.compressor.shared
+            guide = Guide(
+                self.storage, self.space, self.task, quick, objective, sampler, n_trials, observer
+            )
+        return TrialLoop(
+            study, self.storage, self.record, self.space, objective, observer, stop, guide
+        )
 
 
-def _describe(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
+def describe_study(config: StudyConfig, profile: HardwareProfile) -> StudyRecord:
     """Return the study that the options ask for, as far as it is known without its task."""
     spec = check_task_spec(config.task)
     settings = config.settings()
@@ -156,11 +168,10 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     observer.preparing("checking the task")
     check_task(task)
     check_constraints(settings.constraints, metric_name=task.metric_name)
-    space = SearchSpace.from_model(
-        task.model, task.example_input, wanted.profile, _space_settings(settings, wanted.profile)
-    )
+    space = make_space(settings, task, wanted.profile)
+    chosen = compression_settings(settings, task)
     observer.preparing("exporting the model")
-    compressor = _compressor(settings, task, space)
+    compressor = Compressor(task, space, chosen, settings.seed)
     _check_smallest(settings, space, task)
     record = replace(
         wanted,
@@ -177,36 +188,14 @@ def _prepare(wanted: StudyRecord, storage: RDBStorage, observer: Observer) -> _R
     else:
         create_study(storage, record)
         record = read_study(storage, record.name)
+    compressor.shared = shared_weights(settings, task, space, observer.preparing)
     return _Run(record, storage, task, space, compressor)
-
-
-def _space_settings(settings: StudySettings, profile: HardwareProfile) -> SpaceSettings:
-    return SpaceSettings(
-        max_pruning_ratio=settings.max_pruning_ratio,
-        weight_bits=settings.weight_bits,
-        activation_bits=settings.activation_bits or profile.activation_bits,
-        include_float=settings.include_float,
-    )
-
-
-def _compressor(settings: StudySettings, task: Task, space: SearchSpace) -> Compressor:
-    epochs = settings.finetune_epochs
-    chosen = CompressionSettings(
-        finetune_epochs=task.finetune_epochs if epochs is None else epochs
-    )
-    if settings.calibration != "default":
-        # `check_settings` has seen the name.
-        chosen = replace(chosen, calibration=cast(CalibrationMethod, settings.calibration))
-    try:
-        return Compressor(task, space, chosen, settings.seed)
-    except ValueError as error:
-        raise StudyError(str(error)) from error
 
 
 def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> None:
     if settings.constraints.max_size_bytes is None:
         return
-    compressor = _compressor(replace(settings, finetune_epochs=0), task, space)
+    compressor = Compressor(task, space, CompressionSettings())
     # The least that is asked for has the smallest option of each choice nearest to it.
     smallest = compressor.compress(space.uniform(0, 0, pruning_ratio=1.0))
     check_constraints(
@@ -219,22 +208,14 @@ def _check_smallest(settings: StudySettings, space: SearchSpace, task: Task) -> 
 def digest_task(task: Task) -> str:
     """Return 16 hexadecimal digits that change with the task's weights and its data."""
     weights = {f"model.{name}": tensor for name, tensor in task.model.state_dict().items()}
-    return _digest({**weights, "calibration": task.calibration, **_validation(task)})
+    return digest_tensors({**weights, "calibration": task.calibration, **_validation(task)})
 
 
 def digest_validation(task: Task) -> str:
     """Return 16 hexadecimal digits that change with the task's validation data."""
-    return _digest(_validation(task))
+    return digest_tensors(_validation(task))
 
 
 def _validation(task: Task) -> dict[str, Tensor]:
     data = task.validation
     return {"validation.inputs": data.inputs, "validation.targets": data.targets}
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)
-    return digest.hexdigest()[:16]

@@ -40,7 +40,6 @@ _PACKAGES = {
     "tvm-ffi": "apache-tvm-ffi",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
     "torch": "torch",
     "numpy": "numpy",
 }
@@ -215,7 +214,7 @@ def _describe(
         features=required_features(record.profile),
         inputs=_tensor_specs(model.graph.input),
         outputs=_tensor_specs(model.graph.output),
-        versions=_versions(),
+        versions=_versions(record.settings.runtime),
         sha256={path.name: sha256_of(path) for path in sorted(folder.iterdir())},
     )
 
@@ -233,13 +232,16 @@ def _tensor_specs(values: Iterator[onnx.ValueInfoProto]) -> tuple[TensorSpec, ..
     return tuple(specs)
 
 
-def _versions() -> dict[str, str]:
+def _versions(runtime: str) -> dict[str, str]:
     found = {}
     for name, package in _PACKAGES.items():
         try:
             found[name] = version(package)
         except PackageNotFoundError:
             continue
+    own = get_runtime(runtime).version()
+    if own is not None:
+        found.setdefault(runtime, own)
     return found
 
 

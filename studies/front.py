@@ -46,6 +46,8 @@ def describe_trial(trial: TrialRecord, study: StudyRecord) -> str:
     name = f"trial {trial.number}"
     if trial.state == "failed":
         return f"{name} failed: {_first_line(trial.error)}"
+    if trial.state == "stopped early":
+        return f"{name} stopped early: {_first_line(trial.error)}"
     if trial.state != "complete":
         return f"{name} is {trial.state}"
     accuracy, size_bytes, latency_us = trial.values
@@ -55,6 +57,8 @@ def describe_trial(trial: TrialRecord, study: StudyRecord) -> str:
     )
     if trial.candidate is not None:
         text += f", {'uncompressed' if trial.is_baseline else summarize(trial.candidate)}"
+    if trial.finetuned_from is not None:
+        text += f", fine-tuned from trial {trial.finetuned_from}"
     return text if trial.is_feasible else f"{text}, not feasible"
 
 
@@ -74,6 +78,7 @@ def trial_json(trial: TrialRecord, study: StudyRecord) -> dict[str, Any]:
         "latency": None if trial.latency is None else trial.latency.to_json(),
         "candidate": None if trial.candidate is None else trial.candidate.to_json(),
         "seconds": trial.seconds,
+        "finetuned_from": trial.finetuned_from,
         "error": trial.error,
     }
 

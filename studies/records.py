@@ -3,38 +3,80 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
 from ..search.pareto import is_pareto_optimal
+from ..search.rules import LayerRule
 
-STATES = ("complete", "failed", "running", "duplicate")
+STATES = ("complete", "stopped early", "failed", "running", "duplicate")
+ACCURACY_MODES = ("shared", "finetune", "ptq")
+"""Weights of candidates: slices of one network, trained for each, or rounded without training."""
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Bounds that a trial must meet to be feasible; None leaves a quantity free."""
+    """Bounds that a trial must meet to be feasible; None leaves a quantity free.
+
+    Attributes:
+        min_accuracy, max_latency_us, max_size_bytes: Absolute bounds.
+        min_speedup, min_shrink: How many times faster and smaller than the uncompressed model.
+        max_accuracy_drop: Points of accuracy that may be lost; one is a hundredth.
+    """
 
     min_accuracy: float | None = None
     max_latency_us: float | None = None
     max_size_bytes: int | None = None
+    min_speedup: float | None = None
+    min_shrink: float | None = None
+    max_accuracy_drop: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("min_accuracy", "max_latency_us", "max_size_bytes"):
-            value = getattr(self, name)
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
             if value is not None and not math.isfinite(value):
-                raise ValueError(f"`{name}` must be finite, but got {value}.")
-        for name in ("max_latency_us", "max_size_bytes"):
+                raise ValueError(f"`{field_.name}` must be finite, but got {value}.")
+        for name in ("max_latency_us", "max_size_bytes", "min_speedup", "min_shrink"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"`{name}` must be positive, but got {value}.")
+
+    def resolve(
+        self, baseline: tuple[float, float, float], *, higher_is_better: bool = True
+    ) -> Constraints:
+        """Return absolute bounds: those relative to the uncompressed model become numbers.
+
+        Where a quantity has both, the tighter one holds.
+
+        Args:
+            baseline: Accuracy, bytes and microseconds of the uncompressed model.
+            higher_is_better: The direction of accuracy.
+        """
+        accuracy, size, latency = baseline
+        sign = 1.0 if higher_is_better else -1.0
+        floors = [] if self.min_accuracy is None else [self.min_accuracy]
+        if self.max_accuracy_drop is not None:
+            # Rounded: 0.97 - 0.005 is not 0.965 in binary.
+            floors.append(round(accuracy - sign * self.max_accuracy_drop / 100.0, 12))
+        sizes = [] if self.max_size_bytes is None else [self.max_size_bytes]
+        if self.min_shrink is not None:
+            sizes.append(int(size / self.min_shrink))
+        latencies = [] if self.max_latency_us is None else [self.max_latency_us]
+        if self.min_speedup is not None:
+            latencies.append(latency / self.min_speedup)
+        return Constraints(
+            max(floors, key=lambda value: sign * value, default=None),
+            min(latencies, default=None),
+            min(sizes, default=None),
+        )
 
     def violations(
         self,
@@ -60,20 +102,42 @@ class Constraints:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """What is of no use any more, though feasible: the search looks for points better than it.
+
+    None leaves the default: a tenth less accuracy than the uncompressed model, its size and its
+    latency.
+    """
+
+    accuracy: float | None = None
+    size_bytes: int | None = None
+    latency_us: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StudySettings:
     """The options that fix what a study's numbers mean, kept with it in the storage."""
 
     seed: int = 0
     runtime: str = "tvm"
-    sampler: str = "tpe"
+    sampler: str = "guided"
     data_dir: str | None = None  # where the task reads its data; None: the task's default
     calibration: str = "default"
+    accuracy: str = "default"  # where weights come from: one of `ACCURACY_MODES`
+    shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
+    accumulation_run: int | None = None  # steps that weights allow to be summed in 16 bits
+    criterion: str = "l2"  # what decides which channels go first
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
     activation_bits: tuple[int, ...] | None = None
     include_float: bool = True
+    early_stopping: bool = True
+    exclude: tuple[str, ...] = ()
+    tie: str | tuple[tuple[str, ...], ...] = "layer"
+    rules: tuple[LayerRule, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
+    reference: Reference = field(default_factory=lambda: Reference())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +146,7 @@ class TrialRecord:
 
     `latency_us` is the ratio to the baseline in the same time window times the study's baseline
     latency, so that the drift of the machine between trials cancels; `latency` has the raw values.
+    Where it was measured again, it is the mean, and the spread covers all measurements.
     """
 
     number: int
@@ -97,6 +162,10 @@ class TrialRecord:
     seconds: float | None = None
     model_file: str | None = None
     is_feasible: bool = False
+    again: tuple[Latency, ...] = ()  # later measurements of the same model
+    layer_times: LayerTimes | None = None
+    predicted_latency_us: float | None = None  # by the latency model, before it was measured
+    finetuned_from: int | None = None  # number of the trial whose candidate was trained on
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -108,15 +177,37 @@ class TrialRecord:
                 f"{self.number} has {values}."
             )
 
+    def with_latencies(self, again: Sequence[Latency], baseline_us: float) -> TrialRecord:
+        """Return the trial with later measurements taken into account.
+
+        Args:
+            again: The measurements, in turns with the baseline.
+            baseline_us: The study's latency of the baseline.
+        """
+        first = None if self.latency is None else self.latency.ratio
+        ratios = [r for r in (first, *(latency.ratio for latency in again)) if r is not None]
+        if first is None or len(ratios) < 2:
+            return self
+        mean = sum(ratios) / len(ratios)
+        reach = max(abs(ratio - mean) for ratio in ratios) * baseline_us
+        return replace(
+            self,
+            again=tuple(again),
+            latency_us=mean * baseline_us,
+            latency_spread_us=max(reach, self.latency_spread_us or 0.0),
+        )
+
     @property
     def is_finished(self) -> bool:
-        """Whether the trial has a result of its own: a measure, or a failure of its candidate.
+        """Whether the trial has a result of its own.
+
+        That is a measure, what was enough to give it up, or a failure of its candidate.
 
         One that was interrupted, or repeats another trial, has none.
         """
         if self.state == "failed":
             return self.error is not None and not self.error.startswith(INTERRUPTED)
-        return self.state == "complete"
+        return self.state in ("complete", "stopped early")
 
     @property
     def values(self) -> tuple[float, float, float]:
@@ -158,6 +249,14 @@ class StudyRecord:
     def n_finished(self) -> int:
         """How many trials have a result of their own; this is what `--trials` counts."""
         return sum(trial.is_finished for trial in self.trials)
+
+    @property
+    def bounds(self) -> Constraints:
+        """The constraints as absolute bounds, as far as the baseline is known."""
+        constraints = self.settings.constraints
+        if self.baseline is None or self.baseline.state != "complete":
+            return constraints
+        return constraints.resolve(self.baseline.values, higher_is_better=self.higher_is_better)
 
     def costs(self, trials: Iterable[TrialRecord]) -> np.ndarray:
         """Return the objectives of complete trials, all to be minimised: a row per trial.

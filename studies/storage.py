@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +24,13 @@ from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
 from ..hw_profiles.errors import ParedownError
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
-from .records import Constraints, StudyRecord, StudySettings, TrialRecord
+from ..search.rules import LayerRule
+from .records import Constraints, Reference, StudyRecord, StudySettings, TrialRecord
 
 if TYPE_CHECKING:
     import onnx
@@ -37,7 +39,21 @@ DEFAULT_STORAGE = "sqlite:///paredown.db"
 MODELS_DIR_VARIABLE = "PAREDOWN_MODELS"
 META_KEY = "paredown"
 META_VERSION = 1
-MEASURES = ("accuracy", "size_bytes", "latency_us", "latency_spread_us", "seconds")
+AGAIN_KEY = "paredown:again:"
+MEASURES = (
+    "accuracy",
+    "size_bytes",
+    "latency_us",
+    "latency_spread_us",
+    "seconds",
+    "predicted_latency_us",
+)
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped early",  # pruning is of channels here
+    TrialState.FAIL: "failed",
+}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -182,9 +198,9 @@ def read_study(storage: str | RDBStorage, name: str) -> StudyRecord:
         )
     with storage_errors(opened.url):
         study_id = opened.get_study_id_from_name(name)
-        meta = opened.get_study_user_attrs(study_id)[META_KEY]
+        attrs = opened.get_study_user_attrs(study_id)
         frozen = opened.get_all_trials(study_id, deepcopy=False)
-    return _study_record(name, opened.url, meta, frozen)
+    return _study_record(name, opened.url, attrs, frozen)
 
 
 def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
@@ -211,6 +227,37 @@ def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
         ) from error
     except DecodeError as error:
         raise StorageError(f"The model file '{path}' is broken: {error}.") from error
+
+
+def add_complete_trial(
+    storage: RDBStorage,
+    study_name: str,
+    values: tuple[float, float, float],
+    attributes: Mapping[str, object],
+    constraints: Mapping[str, float],
+    model_file: Path,
+) -> int:
+    """Add a trial that no sampler has asked for, with its ONNX file, and return its number.
+
+    It has no parameters: a sampler learns nothing from it, since its measures are not what its
+    candidate would get in a search.
+    """
+    study = load_optuna_study(storage, study_name, optuna.samplers.RandomSampler())
+    folder = models_dir(storage.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    with storage_errors(storage.url):
+        model = upload_artifact(
+            artifact_store=FileSystemArtifactStore(folder),
+            file_path=str(model_file),
+            study_or_trial=study,
+        )
+        trial = study.ask()
+        trial_id = trial_id_of(storage, study_name, trial.number)
+        set_trial_attributes(storage, trial_id, {**attributes, "model_file": model})
+        for name, value in constraints.items():
+            trial.set_constraint(name, value)
+        study.tell(trial, values)
+    return trial.number
 
 
 def save_model(storage: RDBStorage, trial: optuna.Trial, model_file: Path) -> str:
@@ -245,29 +292,58 @@ def trial_id_of(storage: BaseStorage, study_name: str, number: int) -> int:
 def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return Optuna's trial as a record."""
     attrs = trial.user_attrs
-    state = {TrialState.COMPLETE: "complete", TrialState.FAIL: "failed"}.get(
-        trial.state, "running"
-    )
+    state = _STATES.get(trial.state, "running")
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")
+    measures: dict[str, Any] = {name: attrs.get(name) for name in MEASURES}
+    times = attrs.get("layer_times")
     return TrialRecord(
         number=trial.number,
         state=state,
         candidate=None if candidate is None else Candidate.from_json(candidate),
         latency=None if latency is None else Latency.from_json(latency),
+        layer_times=None if times is None else LayerTimes.from_json(times),
         error=attrs.get("error"),
         is_baseline=bool(attrs.get("is_baseline", False)),
         model_file=attrs.get("model_file"),
+        finetuned_from=attrs.get("finetuned_from"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
-        **{name: attrs.get(name) for name in MEASURES},
+        **measures,
+    )
+
+
+def add_latency(storage: BaseStorage, study_name: str, number: int, latency: Latency) -> None:
+    """Keep a later measurement of a trial, whose own attributes are closed."""
+    study_id = storage.get_study_id_from_name(study_name)
+    key = f"{AGAIN_KEY}{number}"
+    known = storage.get_study_user_attrs(study_id).get(key, [])
+    storage.set_study_user_attr(study_id, key, [*known, latency.to_json()])
+
+
+def with_later_latencies(
+    trials: Sequence[TrialRecord], baseline: TrialRecord | None, attrs: Mapping[str, Any]
+) -> tuple[TrialRecord, ...]:
+    """Return trials with the later measurements that are among a study's attributes."""
+    if baseline is None or baseline.latency_us is None:
+        return tuple(trials)
+    found = {
+        int(key.removeprefix(AGAIN_KEY)): [Latency.from_json(item) for item in value]
+        for key, value in attrs.items()
+        if key.startswith(AGAIN_KEY)
+    }
+    us = baseline.latency_us
+    return tuple(
+        trial.with_latencies(found[trial.number], us) if trial.number in found else trial
+        for trial in trials
     )
 
 
 def _study_record(
-    name: str, url: str, meta: Mapping[str, Any], frozen: list[FrozenTrial]
+    name: str, url: str, attrs: Mapping[str, Any], frozen: list[FrozenTrial]
 ) -> StudyRecord:
+    meta = attrs[META_KEY]
     if meta.get("version") != META_VERSION:
         raise StorageError(
             f"Study '{name}' must have version {META_VERSION}, but has {meta.get('version')}. "
@@ -276,6 +352,7 @@ def _study_record(
     started = [trial for trial in frozen if trial.state is not TrialState.WAITING]
     trials = tuple(trial_record(trial) for trial in started)
     baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
+    trials = with_later_latencies(trials, baseline, attrs)
     return StudyRecord(
         name=name,
         task=meta["task"],
@@ -311,11 +388,20 @@ def _describe(record: StudyRecord) -> dict[str, object]:
 
 def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
     values = dict(settings)
-    for name in ("weight_bits", "activation_bits"):
+    for name in ("weight_bits", "activation_bits", "exclude"):
         if values.get(name) is not None:
             values[name] = tuple(values[name])
+    if not isinstance(values.get("tie", ""), str):
+        values["tie"] = tuple(tuple(patterns) for patterns in values["tie"])
+    values["rules"] = tuple(_rule_from_json(rule) for rule in values.get("rules", ()))
     values["constraints"] = Constraints(**values["constraints"])
+    values["reference"] = Reference(**values.get("reference", {}))
     return StudySettings(**values)
+
+
+def _rule_from_json(rule: Mapping[str, Any]) -> LayerRule:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
+    return LayerRule(**values)
 
 
 def _check_sqlite_file(path: Path, must_exist: bool) -> None:

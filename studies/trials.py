@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,15 +14,26 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from ..evaluators.measurement import EvaluationError, Latency
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
+from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
+from ..search.guided import ESTIMATES_KEY
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
 from .observer import Observer, StopSignal
 from .processes import is_dead, this_process
 from .records import INTERRUPTED, StudyRecord, TrialRecord
-from .storage import save_model, set_trial_attributes, trial_id_of, trial_record
+from .storage import (
+    add_latency,
+    models_dir,
+    save_model,
+    set_trial_attributes,
+    trial_id_of,
+    trial_record,
+    with_later_latencies,
+)
 
 MAX_FAILURES_IN_A_ROW = 5
 MAX_REPEATS_IN_A_ROW = 5
@@ -33,12 +46,39 @@ UNIFORM_BITS = (8, 7, 4)
 class Evaluator(Protocol):
     """Measures candidates; `Objective` does, and the tests have one that pretends."""
 
-    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
-        """Measure one candidate, telling `report` which step begins."""
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
+    ) -> Evaluation:
+        """Measure one candidate, telling `report` which step begins, until the gate closes."""
+        ...
+
+    def measure_again(self, model: Path) -> Latency:
+        """Time a model that was measured before."""
         ...
 
     def discard(self, evaluation: Evaluation) -> None:
         """Delete the files of an evaluation."""
+        ...
+
+
+class TrialGuide(Protocol):
+    """Learns about the space and from trials; `Guide` does."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `prepare` was called."""
+        ...
+
+    def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
+        """Learn about the space; return candidates to begin with."""
+        ...
+
+    def learn(self, record: StudyRecord) -> None:
+        """Learn from the trials that have ended."""
+        ...
+
+    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
+        """Return the expected latency and its deviation, None where nothing is known."""
         ...
 
 
@@ -56,6 +96,7 @@ class TrialLoop:
         objective: Evaluates candidates.
         observer: Told what happens.
         stop: Tells when to end.
+        guide: Leads the sampler, if it is one that can be led.
     """
 
     def __init__(
@@ -67,6 +108,7 @@ class TrialLoop:
         objective: Evaluator,
         observer: Observer,
         stop: StopSignal,
+        guide: TrialGuide | None = None,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -75,7 +117,8 @@ class TrialLoop:
         self._objective = objective
         self._observer = observer
         self._stop = stop
-        self._planned = planned_candidates(space)
+        self._guide = guide
+        self._planned = list(planned_candidates(space))
         self._rng = np.random.default_rng([record.settings.seed, len(record.trials)])
         self._n_repeats = 0
         self._n_failures = 0
@@ -96,11 +139,41 @@ class TrialLoop:
                 if deadline is not None and time.monotonic() >= deadline:
                     self._observer.message("The time limit is reached.")
                     return
+                self._use_guide()
                 if not self._run_trial():
                     self._observer.message(
                         "Every candidate that could be found in the search space is evaluated."
                     )
-                    return
+                    break
+            if not self._stop.is_requested:
+                self._confirm_front(deadline)
+
+    def _confirm_front(self, deadline: float | None) -> None:
+        """Time the points of the front once more: the luckiest of many measurements lead it."""
+        waiting = [t for t in self._record.front() if not t.again and not t.is_baseline]
+        for place, trial in enumerate(waiting, start=1):
+            late = deadline is not None and time.monotonic() >= deadline
+            if late or self._stop.is_requested or trial.model_file is None:
+                return
+            self._observer.preparing(f"timing the front again, {place} of {len(waiting)}")
+            model = models_dir(self._storage.url) / trial.model_file
+            try:
+                latency = self._objective.measure_again(model)
+            except EvaluationError as error:
+                self._observer.message(f"Trial {trial.number} could not be timed again: {error}")
+                continue
+            with self._stop.shield():
+                add_latency(self._storage, self._record.name, trial.number, latency)
+        self.refresh()
+
+    def _use_guide(self) -> None:
+        """Let the guide learn; what it advises is tried before the sampler is asked."""
+        if self._guide is None or self._record.baseline is None:
+            return
+        if self._guide.is_ready:
+            self._guide.learn(self._record)
+        else:
+            self._planned += self._guide.prepare(self._record)
 
     def refresh(self) -> StudyRecord:
         """Read the trials again: another process may run some of the same study."""
@@ -111,6 +184,7 @@ class TrialLoop:
             if trial.state is not TrialState.WAITING
         )
         baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
+        trials = with_later_latencies(trials, baseline, self._study.user_attrs)
         self._record = replace(self._record, trials=trials, baseline=baseline)
         return self._record
 
@@ -129,10 +203,16 @@ class TrialLoop:
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
         start = time.monotonic()
+        expected = self._guide.predict_latency_us(candidate) if self._guide is not None else None
         try:
             evaluation = self._objective.evaluate(
-                candidate, lambda step: self._observer.trial_step(trial.number, step)
+                candidate,
+                lambda step: self._observer.trial_step(trial.number, step),
+                self._gate(candidate, expected),
             )
+        except StoppedEarly as outcome:
+            self._give_up(trial, candidate, outcome, start)
+            return True
         except KeyboardInterrupt:
             self._fail(trial, candidate, INTERRUPTED, start)
             raise
@@ -145,16 +225,62 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start)
+            self._complete(trial, evaluation, start, expected and expected[0])
         self._n_failures = 0
         return True
+
+    def _gate(self, candidate: Candidate, expected: tuple[float, float] | None) -> Gate | None:
+        """Return what a candidate is compared with; what every study begins with runs whole."""
+        record = self._record
+        settings = record.settings
+        if not settings.early_stopping or candidate in planned_candidates(self._space):
+            return None
+        least = 0.0
+        if expected is not None:
+            least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
+        bounds = record.bounds
+        sign = -1.0 if record.higher_is_better else 1.0
+        front = record.front()
+        return Gate(
+            costs=record.costs(front),
+            numbers=[other.number for other in front],
+            limits=(
+                math.inf if bounds.min_accuracy is None else sign * bounds.min_accuracy,
+                bounds.max_size_bytes or math.inf,
+                bounds.max_latency_us or math.inf,
+            ),
+            higher_is_better=record.higher_is_better,
+            latency_us=least,
+        )
+
+    def _give_up(
+        self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, start: float
+    ) -> None:
+        """Write down what is known of a candidate that is measured no further."""
+        accuracy, size_bytes, latency_us = outcome.estimates
+        with self._stop.shield():
+            self._write(
+                trial,
+                {
+                    "candidate": candidate.to_json(),
+                    "error": outcome.reason,
+                    ESTIMATES_KEY: list(outcome.estimates),
+                    "accuracy": accuracy,
+                    "size_bytes": None if size_bytes is None else round(size_bytes),
+                    "latency_us": latency_us,
+                    "seconds": time.monotonic() - start,
+                },
+            )
+            self._study.tell(trial, state=TrialState.PRUNED)
+            self._report(trial.number)
+        self._n_failures = 0
 
     def _known(self) -> dict[str, TrialRecord]:
         """Return the trials whose result is known, by the candidate's digest."""
         return {
             trial.candidate.digest: trial
             for trial in self._record.trials
-            if trial.candidate is not None and trial.is_finished
+            if trial.candidate is not None and trial.is_finished and trial.finetuned_from is None
         }
 
     def _ask(self, known: dict[str, TrialRecord]) -> tuple[optuna.Trial, Candidate] | None:
@@ -186,7 +312,10 @@ class TrialLoop:
         )
         return self._space.params(self._space.uniform(32) if is_outside else candidate)
 
-    def _complete(self, trial: optuna.Trial, evaluation: Evaluation, start: float) -> None:
+    def _complete(
+        self, trial: optuna.Trial, evaluation: Evaluation, start: float, expected: float | None
+    ) -> None:
+        times = evaluation.layer_times
         attributes = {
             "candidate": evaluation.candidate.to_json(),
             "accuracy": evaluation.accuracy,
@@ -194,6 +323,8 @@ class TrialLoop:
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
             "latency": evaluation.latency.to_json(),
+            "layer_times": None if times is None else times.to_json(),
+            "predicted_latency_us": expected,
             "is_baseline": evaluation.candidate == self._space.baseline(),
             "model_file": save_model(self._storage, trial, evaluation.model),
             "seconds": time.monotonic() - start,
@@ -206,9 +337,11 @@ class TrialLoop:
         self._report(trial.number)
 
     def _constrain(self, trial: optuna.Trial, values: tuple[float, float, float]) -> None:
-        missed = self._record.settings.constraints.violations(
-            *values, higher_is_better=self._record.higher_is_better
-        )
+        record = self._record
+        bounds = record.bounds
+        if record.baseline is None:  # this is it
+            bounds = bounds.resolve(values, higher_is_better=record.higher_is_better)
+        missed = bounds.violations(*values, higher_is_better=record.higher_is_better)
         for name, value in missed.items():
             trial.set_constraint(name, value)
 

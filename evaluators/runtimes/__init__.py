@@ -6,22 +6,30 @@ from .base import (
     Session,
     TensorSpec,
     get_runtime,
+    installed_runtimes,
     register,
     require_installed,
 )
-from .onnxruntime import OnnxRuntime
+from .litert import LiteRt
+from .onnxruntime import OnnxRuntime, OnnxRuntimeCuda, OnnxRuntimeTensorRt
 from .openvino import OpenVino
+from .tensorrt import TensorRt
 from .tvm import TvmRuntime
 
 __all__ = [
     "RUNTIMES",
+    "LiteRt",
     "OnnxRuntime",
+    "OnnxRuntimeCuda",
+    "OnnxRuntimeTensorRt",
     "OpenVino",
     "Runtime",
     "Session",
+    "TensorRt",
     "TensorSpec",
     "TvmRuntime",
     "get_runtime",
+    "installed_runtimes",
     "register",
     "require_installed",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -94,6 +94,10 @@ class Runtime(Protocol):
         """Return the version of the installed library without importing it, or `None`."""
         ...
 
+    def missing(self) -> str | None:
+        """Return what it lacks to run here and how to get it, as a sentence, or `None`."""
+        ...
+
     def prepare(self) -> None:
         """Import what is slow to import, so that a worker can do it before its first job."""
         ...
@@ -146,18 +150,44 @@ def get_runtime(name: str) -> Runtime:
     return RUNTIMES[name]()
 
 
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the names of all runtimes that can be used here, those of other packages as well.
+
+    TVM comes first, then ONNX Runtime, as comparisons are made with them; then by name.
+    """
+    names = {*RUNTIMES, *(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))}
+    present = [name for name in names if get_runtime(name).missing() is None]
+    return tuple(sorted(present, key=lambda name: (name != "tvm", name != "onnxruntime", name)))
+
+
 def require_installed(runtime: Runtime) -> None:
-    """Check that the library of `runtime` is there.
+    """Check that `runtime` has all it needs on this machine.
 
     Raises:
-        EvaluationError: If it is not, with the command that installs it.
+        EvaluationError: If it has not, with what helps.
     """
-    if runtime.version() is None:
+    lack = runtime.missing()
+    if lack is not None:
         raise EvaluationError(
-            f"Runtime '{runtime.name}' must be installed, but its library was not found. "
-            f"Run `pip install 'paredown[{runtime.name}]'`.",
-            "unavailable",
+            f"Runtime '{runtime.name}' must be installed, but {lack}", "unavailable"
         )
+
+
+def installed_version(*packages: str) -> str | None:
+    """Return the version of the first of these packages that is installed, or `None`."""
+    for package in packages:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def missing_library(runtime: Runtime, install: str) -> str | None:
+    """Return that the library of `runtime` was not found, with the command that installs it."""
+    if runtime.version() is not None:
+        return None
+    return f"its library was not found. Run `{install}`."
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

@@ -1,30 +1,69 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, and on NVIDIA GPUs with its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .base import Array, TensorSpec, register, require_installed
+from ..measurement import EvaluationError
+from .base import (
+    Array,
+    TensorSpec,
+    installed_version,
+    missing_library,
+    register,
+    require_installed,
+)
+from .nvidia import missing_gpu
 
 if TYPE_CHECKING:
     from ...hw_profiles.profile import HardwareProfile
 
+Providers = list[tuple[str, Mapping[str, str]]]
+
 _NUMPY_NAMES = {"float": "float32", "double": "float64"}
+_GPU_PACKAGE = "pip uninstall --yes onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+_CPU: tuple[str, Mapping[str, str]] = ("CPUExecutionProvider", {})
+# TensorFloat-32 would round the operands of float layers to 10 bits, unlike all other runtimes.
+_CUDA: tuple[str, Mapping[str, str]] = ("CUDAExecutionProvider", {"use_tf32": "0"})
 
 
 class OnnxRuntimeSession:
-    """An `onnxruntime.InferenceSession` with all optimizations on."""
+    """An `onnxruntime.InferenceSession` with all optimizations on.
 
-    def __init__(self, model: Path, threads: int) -> None:
+    Args:
+        model: ONNX file.
+        threads: Threads on the CPU.
+        providers: Where operators run, in order of preference.
+        device: Where `bind` keeps inputs and outputs, "cpu" or "cuda".
+
+    Raises:
+        EvaluationError: If the first provider does not start; ONNX Runtime alone would quietly
+            go on with the next one.
+    """
+
+    def __init__(self, model: Path, threads: int, providers: Providers, device: str) -> None:
         import onnxruntime
 
+        options = _session_options(threads)
         self._session = onnxruntime.InferenceSession(
-            str(model), _session_options(threads), providers=["CPUExecutionProvider"]
+            str(model),
+            options,
+            providers=[name for name, _ in providers],
+            provider_options=[dict(values) for _, values in providers],
         )
+        wanted, started = providers[0][0], self._session.get_providers()
+        if wanted not in started:
+            raise EvaluationError(
+                f"ONNX Runtime must run on {wanted}, but only {', '.join(started)} started. Check "
+                "that the driver and the libraries of CUDA, cuDNN and TensorRT are those that "
+                "this version of ONNX Runtime was built for.",
+                "unavailable",
+            )
+        self._device = device
         self.inputs = tuple(_spec(arg) for arg in self._session.get_inputs())
         self.outputs = tuple(_spec(arg) for arg in self._session.get_outputs())
         self._input_names = [spec.name for spec in self.inputs]
@@ -36,25 +75,29 @@ class OnnxRuntimeSession:
         return outputs
 
     def bind(self, *inputs: Array) -> Callable[[], None]:
-        """Return a call that runs on the same buffers each time."""
+        """Return a call that runs on the same buffers each time, those of the device."""
         import onnxruntime
 
         binding = self._session.io_binding()
         for name, array in zip(self._input_names, inputs, strict=True):
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, self._device, 0)
             binding.bind_ortvalue_input(name, value)
         for spec in self.outputs:
-            binding.bind_output(spec.name)
-        run = self._session.run_with_iobinding
+            binding.bind_output(spec.name, self._device)
+        run, wait = self._session.run_with_iobinding, binding.synchronize_outputs
 
         def call() -> None:
             run(binding)
 
-        call()
+        def call_and_wait() -> None:
+            run(binding)
+            wait()
+
+        call_and_wait()
         # The shapes of the outputs are known now, so later runs can reuse their buffers.
         for spec, value in zip(self.outputs, binding.get_outputs(), strict=True):
             binding.bind_ortvalue_output(spec.name, value)
-        return call
+        return call if self._device == "cpu" else call_and_wait
 
 
 @register("onnxruntime")
@@ -63,13 +106,16 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     suffix = ".onnx"
+    providers: ClassVar[Providers] = [_CPU]
+    device = "cpu"
 
     def version(self) -> str | None:
         """Return the installed version."""
-        try:
-            return version("onnxruntime")
-        except PackageNotFoundError:
-            return None
+        return installed_version("onnxruntime", "onnxruntime-gpu")
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        return missing_library(self, "pip install onnxruntime")
 
     def prepare(self) -> None:
         """Import `onnxruntime`."""
@@ -86,7 +132,58 @@ class OnnxRuntime:
     def load(self, artifact: Path, threads: int) -> OnnxRuntimeSession:
         """Load an ONNX file."""
         require_installed(self)
-        return OnnxRuntimeSession(artifact, threads)
+        return OnnxRuntimeSession(artifact, threads, self.providers, self.device)
+
+
+@register("onnxruntime-cuda")
+class OnnxRuntimeCuda(OnnxRuntime):
+    """ONNX Runtime with the CUDA provider; what that lacks runs on the CPU."""
+
+    name = "onnxruntime-cuda"
+    providers: ClassVar[Providers] = [_CUDA, _CPU]
+    device = "cuda"
+    library = "libonnxruntime_providers_cuda.so"
+
+    def version(self) -> str | None:
+        """Return the version of an ONNX Runtime that brings the provider."""
+        spec = find_spec("onnxruntime")
+        if spec is None or spec.origin is None:
+            return None
+        has_provider = (Path(spec.origin).parent / "capi" / self.library).is_file()
+        return installed_version("onnxruntime-gpu", "onnxruntime") if has_provider else None
+
+    def missing(self) -> str | None:
+        """Return what lacks: the provider, or the GPU."""
+        return missing_library(self, _GPU_PACKAGE) or missing_gpu()
+
+    def prepare(self) -> None:
+        """Import `onnxruntime`, with the libraries that NVIDIA's packages bring."""
+        import onnxruntime
+
+        onnxruntime.preload_dlls()
+
+    def load(self, artifact: Path, threads: int) -> OnnxRuntimeSession:
+        """Load an ONNX file."""
+        require_installed(self)
+        self.prepare()
+        return super().load(artifact, threads)
+
+
+@register("onnxruntime-tensorrt")
+class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
+    """ONNX Runtime with the TensorRT provider; what that lacks runs on the CUDA provider.
+
+    TensorRT quantizes around 0 alone, so with activations of 8 bits around another point most
+    of a network runs on the CUDA provider; `tensorrt` has the same limit, but no such fallback.
+    """
+
+    name = "onnxruntime-tensorrt"
+    providers: ClassVar[Providers] = [
+        ("TensorrtExecutionProvider", {"trt_int8_enable": "True"}),
+        _CUDA,
+        _CPU,
+    ]
+    library = "libonnxruntime_providers_tensorrt.so"
 
 
 def _session_options(threads: int) -> Any:

@@ -6,13 +6,19 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Array, TensorSpec, register, require_installed
+from .base import (
+    Array,
+    TensorSpec,
+    installed_version,
+    missing_library,
+    register,
+    require_installed,
+)
 
 if TYPE_CHECKING:
     from ...hw_profiles.profile import HardwareProfile
@@ -73,10 +79,11 @@ class OpenVino:
 
     def version(self) -> str | None:
         """Return the installed version."""
-        try:
-            return version("openvino")
-        except PackageNotFoundError:
-            return None
+        return installed_version("openvino")
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        return missing_library(self, "pip install 'paredown[openvino]'")
 
     def prepare(self) -> None:
         """Import `openvino`."""

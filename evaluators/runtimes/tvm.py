@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from ...hw_profiles import this_machine
 from ..measurement import EvaluationError
-from .base import Array, TensorSpec, register, require_installed
+from .base import (
+    Array,
+    TensorSpec,
+    installed_version,
+    missing_library,
+    register,
+    require_installed,
+)
 
 if TYPE_CHECKING:
     from ...hw_profiles.profile import HardwareProfile
@@ -31,7 +39,7 @@ class TvmSession:
         import tvm_ffi
         from tvm import relax
 
-        from ..tvm.signature import read_signature
+        from ..tvm.signature import read_network, read_signature
 
         self._tvm = tvm
         # The loader knows open libraries by name and would return an older one of this name.
@@ -40,6 +48,7 @@ class TvmSession:
             link.symlink_to(library.resolve())
             module = tvm_ffi.load_module(str(link), keep_module_alive=False)
         machine = relax.VirtualMachine(module, tvm.cpu())
+        self._module = module
         signature = read_signature(machine)
         missing = sorted(set(signature.features) - this_machine().flags)
         if missing:
@@ -50,19 +59,72 @@ class TvmSession:
             )
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
-        self._main = machine["main"]
+        self._network = read_network(machine)
+        self._layers = signature.layers
 
     def run(self, *inputs: Array) -> list[Array]:
         """Run once on `inputs`."""
-        result = self._main(*(self._tvm.runtime.tensor(array) for array in inputs))
+        result = self._network(*(self._tvm.runtime.tensor(array) for array in inputs))
         results = [result] if hasattr(result, "numpy") else list(result)
         return [tensor.numpy() for tensor in results]
 
     def bind(self, *inputs: Array) -> Callable[[], Any]:
         """Return a call that runs on tensors made once."""
-        main = self._main
         tensors = [self._tvm.runtime.tensor(array) for array in inputs]
-        return lambda: main(*tensors)
+        return partial(self._network, *tensors)
+
+    def call_timer(self, *inputs: Array) -> Callable[[], Sequence[tuple[str, float]]]:
+        """Return a call that runs once and yields layer name and microseconds of each kernel.
+
+        Each time has about 0.5 us for the clock in it.
+        """
+        from tvm import relax
+
+        from ..tvm.signature import read_network
+
+        # A machine of its own: the one that is timed as a whole must not stop at each call.
+        machine = relax.VirtualMachine(self._module, self._tvm.cpu())
+        tensors = [self._tvm.runtime.tensor(array) for array in inputs]
+        calls: list[tuple[str, float]] = []
+        start = 0
+
+        def instrument(_: Any, name: str, is_before: bool, *_rest: Any) -> int:
+            nonlocal start
+            end = perf_counter_ns()
+            if not name.startswith("vm.builtin."):
+                if not is_before:
+                    calls.append((name, (end - start) / 1e3))
+                start = perf_counter_ns()
+            return 0
+
+        network = read_network(machine)
+        machine.set_instrument(instrument)
+
+        def run() -> Sequence[tuple[str, float]]:
+            calls.clear()
+            network(*tensors)
+            names = _layers_of([kernel for kernel, _ in calls], self._layers)
+            return [(name, us) for name, (_, us) in zip(names, calls, strict=True)]
+
+        return run
+
+
+def _layers_of(kernels: Sequence[str], layers: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the layer behind each kernel that ran, "" for what is no layer.
+
+    The lowering may have emitted a layer, then another form of it that is used instead. What
+    runs is a subsequence of what was emitted, so the two are matched from the end.
+    """
+    left = list(layers)
+    own = {kernel for kernel, _ in layers}
+    names = [""] * len(kernels)
+    for place in reversed(range(len(kernels))):
+        while kernels[place] in own and left:
+            kernel, name = left.pop()
+            if kernel == kernels[place]:
+                names[place] = name
+                break
+    return names
 
 
 @register("tvm")
@@ -74,10 +136,11 @@ class TvmRuntime:
 
     def version(self) -> str | None:
         """Return the installed version."""
-        try:
-            return version("apache-tvm")
-        except PackageNotFoundError:
-            return None
+        return installed_version("apache-tvm")
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        return missing_library(self, "pip install paredown")
 
     def prepare(self) -> None:
         """Import TVM and its ONNX frontend, which takes seconds."""

@@ -63,6 +63,23 @@ def find_activation(graph: Graph, constant: Constant, node: Node) -> Found | Non
     return None if activation is None else Found(activation, node.inputs[0], (node,))
 
 
+def clip_bounds(graph: Graph, constant: Constant, node: Node) -> tuple[float, float] | None:
+    """Return the bounds of a float Relu or Clip node; None for any other."""
+    if node.op not in ("Relu", "Clip") or graph.dtype(node.output) != "float32":
+        return None
+    if node.op == "Relu":
+        return 0.0, math.inf
+    # Up to opset 10 the bounds are attributes.
+    bounds = [float(node.get("min", -math.inf)), float(node.get("max", math.inf))]
+    for i, name in enumerate(node.inputs[1:3]):
+        if name:
+            value = constant(name)
+            if value is None:
+                return None
+            bounds[i] = float(value.item())
+    return min(bounds), bounds[1]
+
+
 def _single(graph: Graph, constant: Constant, node: Node) -> Activation | None:
     match node.op:
         case "Sigmoid" | "Tanh" | "Erf" | "Mish":

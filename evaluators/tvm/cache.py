@@ -16,7 +16,7 @@ from .files import SharedFolder
 from .kernels.script import Kernel
 
 _VERSION = 1  # of what lies in the folder; kernels themselves are named after their text
-_KNOBS = "knobs.json"
+KNOBS_FILE = "knobs.json"
 
 
 def default_cache_folder() -> Path:
@@ -62,10 +62,10 @@ class KernelCache:
 
     @property
     def linker(self) -> str:
-        """The compiler driver that links for the target: the system's own, or a cross compiler."""
+        """What links for the target: the system's compiler driver, or a cross linker."""
         triple = str(self.target.attrs.get("mtriple", ""))
         arch = triple.split("-")[0]
-        return f"{triple}-gcc" if arch not in ("", this_machine().arch) else "cc"
+        return f"{triple}-ld" if arch not in ("", this_machine().arch) else "cc"
 
     def compile(self, module: Any) -> Any:
         """Compile a TVM module for the target."""
@@ -124,29 +124,31 @@ class KernelCache:
 
     def read_knobs(self) -> dict[str, Any]:
         """Return the settings that were found best so far, by workload."""
-        return self._files.read_table(_KNOBS)
+        return self._files.read_table(KNOBS_FILE)
 
     def write_knobs(self, entries: Mapping[str, Any]) -> None:
         """Add settings to the table."""
-        self._files.update_table(_KNOBS, entries)
+        self._files.update_table(KNOBS_FILE, entries)
 
 
 def link(library: Path, objects: Sequence[str | Path], linker: str) -> None:
-    """Link object files into a shared library with a compiler driver.
+    """Link object files into a shared library, with a compiler driver or a bare linker.
+
+    A bare linker needs no libraries of the device: what the code calls (`memcpy`, `expf`) is in
+    every process that runs TVM.
 
     Raises:
-        EvaluationError: If the driver is not there, or it fails.
+        EvaluationError: If the linker is not there, or it fails.
     """
-    command = [linker, "-shared", "-fPIC", "-o", str(library), *map(str, objects)]
+    options = ["-fPIC"] if linker == "cc" else ["-z", "noexecstack"]
+    command = [linker, "-shared", *options, "-o", str(library), *map(str, objects)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
-        package = (
-            "gcc" if linker == "cc" else "gcc-" + linker.removesuffix("-gcc").replace("_", "-")
-        )
+        package = "binutils-" + linker.removesuffix("-ld").replace("_", "-")
         raise EvaluationError(
-            f"Linking needs a C compiler driver, but `{linker}` is not on the path. "
-            f"Install it, for instance with `apt-get install {package}`.",
+            f"Linking needs `{linker}`, which is not on the path. Install it, for instance with "
+            f"`apt-get install {'gcc' if linker == 'cc' else package}`.",
             "unavailable",
         ) from error
     except subprocess.CalledProcessError as error:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from .channel_rules import lower_scale
 from .graph import Node, conv_pads
 from .image import Image
+from .kernels.script import worth_threads
 from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
-from .quantizers import quantizer, stored_steps
+from .quantizers import is_constant, quantizer, stored_steps
 from .sink import Sink
 from .transposed import Phases, phase_weights, transposed_axes
 
@@ -95,7 +96,8 @@ def lower_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
         groups=node.get("group", 1),
     )
     top, left, _, _ = conv_pads(low.graph, node)
-    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), (n, ho, wo), oc)
+    name, size = node.proto.name, (n, ho, wo)
+    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), size, oc, name)
     return _lower_layer(low, layer, sink)
 
 
@@ -126,7 +128,7 @@ def lower_transposed_conv(low: Lowering, node: Node, sink: Sink) -> Image | None
     )
     layer = _Layer(
         *(node.inputs[0], geometry, Weights(values, scale), of_phases(bias), (0, 0)),
-        *((n, ho, wo), oc, phases),
+        *((n, ho, wo), oc, node.proto.name, phases),
     )
     return _lower_layer(low, layer, sink)
 
@@ -156,7 +158,8 @@ def _lower_linear(
     geometry = ConvGeometry(ic=ic, icp=ic, oc=oc, kernel=(1, 1))
     weights = replace(weights, values=weights.values[:, :, None, None])
     rows = int(np.prod(shape[:-1], dtype=np.int64))
-    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), (1, 1, rows), oc)
+    name, size = node.proto.name, (1, 1, rows)
+    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), size, oc, name)
     return _lower_layer(low, layer, sink)
 
 
@@ -172,6 +175,7 @@ class _Layer:
         pads: Top and left padding.
         size: Batch, height and width of the output.
         channels: Output channels; those of the geometry are of all phases together.
+        name: Name of the node.
         phases: Of a transposed convolution.
     """
 
@@ -182,23 +186,29 @@ class _Layer:
     pads: tuple[int, int]
     size: tuple[int, int, int]
     channels: int
+    name: str
     phases: Phases | None = None
 
 
 def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     weights = layer.weights
     steps = low.steps(layer.data) if weights.scale is not None else None
-    if sink.residual is not None and (sink.own is not None) != (steps is not None):
-        return None  # the add has another number form than the layer
+    if sink.residual is not None and not _may_add(sink, is_integer=steps is not None):
+        return None
     source = low.image(layer.data) if steps is None else steps
     geometry = replace(layer.geometry, icp=source.cp)
     n, h, w = layer.size
     output = sink.image(n, h, w, layer.channels)
-    placed = (source, layer.pads, output, sink, low.threads)
+    threads = worth_threads(low.threads, _work(geometry, output, weights))
+    placed = (source, layer.pads, output, sink, threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
         return low.call_layer(
-            ConvLayer(geometry, weights.reals, bias, factor, *placed, phases=layer.phases)
+            ConvLayer(
+                *(geometry, weights.reals, bias, factor, *placed),
+                name=layer.name,
+                phases=layer.phases,
+            )
         )
     unit = source.scale * weights.scale.astype(np.float64)
     target = sink.scale if sink.accumulates_in_steps else 1.0
@@ -210,8 +220,30 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     fraction = None if rest is None else (rest / target).astype(np.float32)
     bias = (whole - zero_sum).astype(np.int32)
     return low.call_layer(
-        ConvLayer(geometry, weights.values, bias, factor, *placed, fraction, layer.phases)
+        ConvLayer(
+            *(geometry, weights.values, bias, factor, *placed, fraction),
+            name=layer.name,
+            phases=layer.phases,
+        )
     )
+
+
+def _work(geometry: ConvGeometry, output: Image, weights: Weights) -> float:
+    """Return the work of a layer in the unit of `worth_threads`."""
+    products = output.n * output.h * output.w * weights.values.size
+    if geometry.groups == geometry.ic > 1:
+        return products / 12
+    return products / (64 if weights.scale is not None else 32)
+
+
+def _may_add(sink: Sink, *, is_integer: bool) -> bool:
+    """Whether a layer's kernel can add the residual of a sink."""
+    assert sink.residual is not None
+    if sink.own is not None:  # a sum of steps
+        return is_integer
+    if is_integer:
+        return sink.dtype == "float32"
+    return sink.residual.dtype == "float32"
 
 
 def _whole_steps(
@@ -234,7 +266,8 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """
     graph = low.graph
     for data, other in (node.inputs, node.inputs[::-1]):
-        constant = low.constant(other)
+        stored = stored_steps(graph, other)
+        constant = low.constant(other) if stored is None else stored.doubles
         if constant is not None:
             maker = graph.producer(data)
             same = graph.shape(data) == graph.shape(node.output)
@@ -259,11 +292,11 @@ def _add_in_epilogue(low: Lowering, node: Node, main: str, other: str, sink: Sin
     maker = graph.producer(main)
     if maker is None or graph.only_user(main) is not node:
         return None
-    if maker.op in _LAYERS:
+    if maker.op in _LAYERS or _adds_bias(low, maker):
         residual = low.source(other)
-        if residual.dtype != "float32" or residual.cp % 8:
+        if residual.cp % 8:
             return None
-        return _LAYERS[maker.op](low, maker, replace(sink, residual=residual))
+        return _LAYERS.get(maker.op, lower_add)(low, maker, replace(sink, residual=residual))
     if maker.op != "DequantizeLinear" or sink.dtype != "uint8":
         return None
     quantize = graph.producer(maker.inputs[0])
@@ -276,6 +309,14 @@ def _add_in_epilogue(low: Lowering, node: Node, main: str, other: str, sink: Sin
     if residual.dtype != "uint8":
         return None
     return _LAYERS[layer.op](low, layer, replace(sink, residual=residual, own=own))
+
+
+def _adds_bias(low: Lowering, node: Node) -> bool:
+    """Whether a node adds a constant to what a linear layer makes, so that its kernel does."""
+    if node.op != "Add" or not any(is_constant(low.graph, name) for name in node.inputs):
+        return False
+    makers = [low.graph.producer(name) for name in node.inputs]
+    return any(maker is not None and maker.op == "MatMul" for maker in makers)
 
 
 def _layer_behind(low: Lowering, quantize: Node, dequantize: Node) -> tuple[Node | None, Sink]:

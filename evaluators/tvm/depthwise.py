@@ -7,23 +7,20 @@ from numpy.typing import NDArray
 
 from .kernels.conv import Knobs
 from .kernels.depthwise import FORMS, DepthwiseForm
+from .kernels.neon import LANES
 
-# Output columns of a tile by form, best guess first; AVX-512 has twice the registers.
-_TILES = {
-    "dw_f32": (7, 4, 6, 2),
-    "dw_plain": (4, 2),
-    "dw_taps": (7, 4, 2),
-    "dw_pairs": (4, 2, 3),
-    "dw_quads": (3, 1),
-    "dw_runs": (2, 1),
+# Most output columns of a tile by form: their sums stay in registers. AVX-512 has twice as many.
+_WIDEST = {
+    **{"dw_f32": 7, "dw_plain": 4, "dw_taps": 7},
+    **{"dw_pairs": 4, "dw_quads": 3, "dw_runs": 2, "dw_dot": 3},
 }
-_TILES_512 = {
-    "dw_f32": (7, 8, 4, 2),
-    "dw_taps": (7, 8, 4),
-    "dw_pairs": (7, 4, 6, 2),
-    "dw_runs": (2, 3),
-    "dw_dot": (4, 7),
+_WIDEST_NEON = {
+    **{"dw_f32": 5, "dw_words": 3, "dw_row": 3, "dw_all": 4},
+    **{"dw_sdot": 4, "dw_usdot": 4},
 }
+_WIDEST_512 = {"dw_f32": 8, "dw_taps": 8, "dw_pairs": 7, "dw_runs": 3, "dw_dot": 7}
+_TIMED = 3  # tiles per form
+_TILE_COLUMNS = 2  # what a tile costs beside its columns, in columns
 _MAX_COLUMNS = 9  # wider kernels would unroll to very long text: they take the plain tile of one
 
 
@@ -40,15 +37,21 @@ def options(
         isa: Kernel family of the profile.
     """
     has_512 = isa.startswith("avx512")
-    tiles = _TILES_512 if has_512 else _TILES
+    widest, lanes = (_WIDEST_512, 16) if has_512 else (_WIDEST, 8)
+    if isa.startswith("neon"):
+        widest, lanes = _WIDEST_NEON, LANES
     found = []
     for name in _forms(weights, data_max, pitch, isa):
         block = _blocks(name, pitch, has_512)[0]
-        counts = [t for t in tiles[name] if t <= width][:3] or [1]
-        if weights.shape[3] > _MAX_COLUMNS:
-            counts = [1]
-        found += [Knobs(name, min(block, 16 if has_512 else 8), block, 1, t) for t in counts]
+        counts = [1] if weights.shape[3] > _MAX_COLUMNS else _tiles(width, widest[name])
+        found += [Knobs(name, min(block, lanes), block, 1, t) for t in counts]
     return found
+
+
+def _tiles(width: int, widest: int) -> list[int]:
+    """Return widths of tiles that should be fast, the best first: few, and little overlap."""
+    counts = range(1, min(width, widest) + 1)
+    return sorted(counts, key=lambda t: -(-width // t) * (t + _TILE_COLUMNS))[:_TIMED]
 
 
 def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) -> list[str]:
@@ -57,16 +60,39 @@ def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) ->
         return ["dw_f32"]
     if isa == "portable":
         return ["dw_plain"]
+    if isa.startswith("neon"):
+        return _neon_forms(weights, data_max, pitch, isa)
     if pitch < 16:
         return ["dw_taps"]
     # Exact at any width, and often the fastest: its data need fewer steps of interleaving.
     found = ["dw_pairs"]
-    if isa == "avx512vnni":
+    if isa.endswith("vnni"):
         return [*found, "dw_dot"]
     fits_pair, fits_run = _proofs(weights, data_max)
     if fits_run:
         return [*found, "dw_runs"]
     return [*found, "dw_quads"] if fits_pair and isa == "avx2" else found
+
+
+def _neon_forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) -> list[str]:
+    """Return the forms for NEON in the order of the instructions that they take.
+
+    Products of bytes are summed in s16 as far as no sum can overflow, each product taken with the
+    smallest and with the largest input.
+    """
+    shift = (data_max + 1) // 2
+    taps = weights[:, 0].astype(np.int32)
+    ends = (taps * -shift, taps * (data_max - shift))
+    sides = (np.maximum(*ends), -np.minimum(*ends))
+    form = "dw_words"
+    if all(side.sum((1, 2)).max() <= 32767 for side in sides):
+        form = "dw_all"
+    elif all(side.sum(2).max() <= 32767 for side in sides):
+        form = "dw_row"
+    dot = {"neon_dotprod": "dw_sdot", "neon_i8mm": "dw_usdot"}.get(isa)
+    if dot is None or pitch < 16:
+        return [form]
+    return [dot, form] if form == "dw_words" else [form, dot]
 
 
 def _proofs(weights: NDArray[np.generic], data_max: int) -> tuple[bool, bool]:
@@ -91,6 +117,10 @@ def blocks_of(knobs: Knobs, pitch: int) -> tuple[int, ...]:
 
 def _blocks(form: str, pitch: int, has_512: bool) -> tuple[int, ...]:
     rows = FORMS[form].rows
+    if form in ("dw_sdot", "dw_usdot"):
+        return (16,)
+    if form in ("dw_words", "dw_row", "dw_all"):
+        return (16, 8) if pitch >= 16 else (8,)
     if rows == 1:
         return (16, 8) if has_512 and pitch >= 16 else (8,)
     widest = 16 * rows if has_512 else 8 * rows

@@ -12,9 +12,11 @@ from tvm import relax
 
 from .image import Image
 from .kernels.pointwise import elementwise_kernel, from_nchw_kernel, to_nchw_kernel
-from .kernels.script import Kernel
+from .kernels.script import Kernel, worth_threads
 from .layers import parameter_arrays
+from .signature import WEIGHTS_FUNCTION
 from .sink import Sink
+from .stored import StoredWeights
 
 
 class Emitter:
@@ -28,13 +30,32 @@ class Emitter:
     def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
         self.builder, self.threads = builder, threads
         self.kernels: dict[str, Kernel] = {}
+        self.weights: dict[relax.Var, StoredWeights] = {}  # further parameters of the network
 
     def call(self, kernel: Kernel, arguments: Sequence[Any], size: int, dtype: str) -> Any:
         """Emit a call of a kernel; arrays become constants. Returns the flat output."""
         self.kernels[kernel.symbol] = kernel
         values = [relax.const(a) if isinstance(a, np.ndarray) else a for a in arguments]
-        call = relax.call_dps_packed(kernel.symbol, values, relax.TensorType((size,), dtype))
+        call = relax.call_dps_packed(kernel.symbol, values, _flat(size, dtype))
         return self.builder.emit(call)
+
+    def unpacked(self, weights: StoredWeights) -> relax.Var:
+        """Return the parameter of the network that brings unpacked weights."""
+        var = relax.Var(f"weights{len(self.weights)}", _flat(weights.size, weights.dtype))
+        self.weights[var] = weights
+        return var
+
+    def add_weights(self) -> None:
+        """Add the function that unpacks the weights, called once when a library is loaded.
+
+        It returns what the network takes before its inputs.
+        """
+        with self.builder.function(WEIGHTS_FUNCTION, []):
+            unpacked = [
+                self.call(w.kernel, [w.data, w.ints, np.zeros(1, np.float32)], w.size, w.dtype)
+                for w in self.weights.values()
+            ]
+            self.builder.emit_func_output(relax.Tuple(unpacked))
 
     def image(self, kernel: Kernel, arguments: Sequence[Any], output: Image) -> Image:
         """Emit a call of a kernel that writes an image."""
@@ -55,11 +76,19 @@ class Emitter:
         if len(operands) == 1 and sink.leaves(first):
             return first
         output = sink.image(first.n, first.h, first.w, first.c)
+        var = self._elementwise(operands, output, sink, how)
+        return replace(output, var=var)
+
+    def _elementwise(
+        self, operands: Sequence[Image], output: Image, sink: Sink, how: str, size: int = 0
+    ) -> Any:
+        """Emit an elementwise kernel; `size` is the length of its output if not the image's."""
+        first = operands[0]
         operands = [self.with_pitch(i, output.cp) for i in operands]
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
             sink.dtype,
-            self.threads,
+            worth_threads(self.threads, output.size),
             how,
             sink.activation.name,
         )
@@ -70,7 +99,7 @@ class Emitter:
                 values |= {f"a{k}rs": 0, f"a{k}cs": 0}
             values |= {f"z{k}": operand.zero_point, f"f{k}": operand.scale}
         arguments = [*(i.var for i in operands), *parameter_arrays(kernel, values)]
-        return self.image(kernel, arguments, output)
+        return self.call(kernel, arguments, size or output.size, output.dtype)
 
     def from_plain(self, var: Any, shape: Sequence[int], sink: Sink) -> Image:
         """Turn a plain float tensor into an image.
@@ -85,21 +114,42 @@ class Emitter:
                 output = replace(output, cp=c)  # a first layer reads its few channels densely
         else:
             output = sink.image(1, 1, math.prod(shape[:-1]), shape[-1] if shape else 1)
+            if output.cp == output.c:  # rows lie as they should
+                rows = [self.rows(var, shape)]
+                return replace(output, var=self._elementwise(rows, output, sink, "add"))
         return self._from_plain(var, output, sink, is_row=len(shape) != 4)
 
-    def to_plain(self, image: Image, shape: Sequence[int]) -> Any:
-        """Turn an image into a plain float tensor of a shape as in `from_plain`."""
-        kernel = to_nchw_kernel(image.dtype, self.threads)
+    def rows(self, var: Any, shape: Sequence[int]) -> Image:
+        """Return a plain float tensor as it lies: its last dimension becomes the channels.
+
+        What is behind the last number must not be read.
+        """
+        flat = self.builder.emit(relax.op.reshape(var, (math.prod(shape),)))
+        return Image(flat, "float32", 1, 1, math.prod(shape[:-1]), shape[-1], shape[-1])
+
+    def to_plain(self, image: Image, shape: Sequence[int], *, is_rows: bool = False) -> Any:
+        """Turn an image into a plain float tensor of a shape as in `from_plain`.
+
+        With `is_rows` the image is a row of pixels, whatever the shape.
+        """
+        size = math.prod(shape)
+        if (len(shape) != 4 or is_rows) and image.cp == image.c:
+            output = replace(image, dtype="float32", border=0)
+            flat = self._elementwise([image], output, Sink(0), "add", size)
+            return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
+        kernel = to_nchw_kernel(image.dtype, worth_threads(self.threads, image.size))
         values: dict[str, float] = {"n": image.n, "h": image.h, "w": image.w, "c": image.c}
         values |= {**image.as_source(), "z0": image.zero_point, "f0": image.scale}
-        if len(shape) != 4:  # every pixel of the row is an image of one pixel
+        if len(shape) != 4 or is_rows:  # every pixel of the row is an image of one pixel
             values |= {"n": image.w, "w": 1, "ans": image.cp}
         arguments = [image.var, *parameter_arrays(kernel, values)]
-        flat = self.call(kernel, arguments, math.prod(shape), "float32")
+        flat = self.call(kernel, arguments, size, "float32")
         return self.builder.emit(relax.op.reshape(flat, tuple(shape)))
 
     def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:
-        kernel = from_nchw_kernel(sink.dtype, self.threads)
+        dense = output.c if output.cp == output.c < 8 and not is_row else 0
+        threads = worth_threads(self.threads, output.size)
+        kernel = from_nchw_kernel(sink.dtype, threads, dense)
         values = {**output.as_output(), **sink.parameters(), "c": output.c}
         if is_row:
             values |= {"n": output.w, "wo": 1, "dns": output.cp}
@@ -115,3 +165,7 @@ class Emitter:
         sink = Sink(image.border, image.dtype, image.scale, image.zero_point)
         output = replace(image, cp=pitch)
         return self._from_plain(plain, output, sink, is_row=False)
+
+
+def _flat(size: int, dtype: str) -> relax.TensorType:
+    return relax.TensorType((size,), dtype)

@@ -49,6 +49,7 @@ class SharedFolder:
     def _find(self, stem: str, suffix: str) -> Path | None:
         for path in sorted(self.path.glob(f"{stem}-*{suffix}")):
             if path.name == f"{stem}-{_digest(path)}{suffix}":
+                os.utime(path)  # so that what nobody uses can be told and removed
                 return path
             path.unlink(missing_ok=True)
         return None

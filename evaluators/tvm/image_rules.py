@@ -13,6 +13,7 @@ from .image import Image
 from .kernels.norm import layer_norm_kernel
 from .kernels.pointwise import concat_kernel
 from .kernels.pool import average_pool_kernel, max_pool_kernel
+from .kernels.script import worth_threads
 from .layers import parameter_arrays
 from .lowering import Lowering, rule
 from .sink import Sink
@@ -46,7 +47,7 @@ def lower_max_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
         for size in (32, 16, 8)
         if image.cp % size == 0 and (size == 8 or source.dtype == "uint8")
     )
-    kernel = max_pool_kernel(source.dtype, lanes, low.threads)
+    kernel = max_pool_kernel(source.dtype, lanes, worth_threads(low.threads, source.size))
     values = {**image.as_output(), **source.as_source(), **_window(node, source)}
     pooled = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], image)
     return low.emit.store([pooled], sink)
@@ -72,7 +73,7 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     h, w = low.graph.shape(node.output)[2:] if is_window else (1, 1)
     is_row = len(low.graph.shape(node.output)) == 2
     output = sink.image(1, 1, n, c) if is_row else sink.image(n, h, w, c)
-    kernel = average_pool_kernel(source.dtype, sink.dtype, low.threads)
+    kernel = average_pool_kernel(source.dtype, sink.dtype, worth_threads(low.threads, source.size))
     values = {**output.as_output(), **sink.parameters(), **source.as_source()}
     window = _window(node, source)
     if not is_window:
@@ -84,12 +85,35 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     return low.emit.store([image], sink) if sink.dtype == "float32" else image
 
 
+@rule("ReduceMean")
+def lower_token_mean(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Mean over the rows of each matrix of a batch."""
+    shape = low.graph.shape(node.inputs[0])
+    if len(shape) != 3 or _mean_axes(low, node) != [1]:
+        return None
+    n, tokens, channels = shape
+    source = low.source(node.inputs[0])
+    if source.cp % 8 or source.border:
+        return None
+    source, output = replace(source, n=n, w=tokens), sink.image(1, 1, n, channels)
+    kernel = average_pool_kernel(source.dtype, sink.dtype, low.threads)
+    values = {**output.as_output(), **sink.parameters(), **source.as_source()}
+    values |= {"n": n, "wo": 1, "dns": output.cp, "hi": 1, "wi": tokens, "kh": 1, "kw": tokens}
+    values |= {"sh": 1, "sw": 1, "za": source.zero_point, "f": source.scale / sink.scale}
+    image = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+    return low.emit.store([image], sink) if sink.dtype == "float32" else image
+
+
 def _is_spatial_mean(low: Lowering, node: Node) -> bool:
+    return _mean_axes(low, node) == [2, 3]
+
+
+def _mean_axes(low: Lowering, node: Node) -> list[int]:
     axes = node.get("axes", None)
     if axes is None and len(node.inputs) > 1 and node.inputs[1]:
         value = low.graph.constant(node.inputs[1])
         axes = None if value is None else value.reshape(-1).tolist()
-    return axes is not None and sorted(a % 4 for a in axes) == [2, 3]
+    return sorted(a % len(low.graph.shape(node.inputs[0])) for a in axes or ())
 
 
 def _windows_begin_inside(node: Node, source: Image, shape: Sequence[int]) -> bool:
@@ -140,7 +164,8 @@ def lower_layer_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
     scale, shift = [*weights, np.zeros(shape[-1], np.float32)][:2]
     source = low.emit.store([low.source(node.inputs[0])], Sink(0))
     output = sink.image(1, 1, source.w, source.c)
-    kernel = layer_norm_kernel(sink.epilogue, low.threads)
+    lanes = 16 if low.isa.startswith("avx512") and source.cp % 16 == 0 else 8
+    kernel = layer_norm_kernel(sink.epilogue, lanes, worth_threads(low.threads, source.size))
     values = {**output.as_output(), **sink.parameters(1.0 / sink.scale), **source.as_source()}
     values |= {"eps": node.get("epsilon", 1e-5), "share": 1.0 / shape[-1]}
     arguments = [source.var, scale, shift, *parameter_arrays(kernel, values)]
@@ -157,7 +182,9 @@ def lower_concat(low: Lowering, node: Node, sink: Sink) -> Image | None:
         return None
     sources = [low.source(i) for i in node.inputs]
     output = sink.image(shape[0], shape[2], shape[3], shape[1])
-    kernel = concat_kernel(tuple(s.dtype for s in sources), sink.dtype, low.threads)
+    kernel = concat_kernel(
+        tuple(s.dtype for s in sources), sink.dtype, worth_threads(low.threads, output.size)
+    )
     values = {**output.as_output(), **sink.parameters()}
     place = 0
     for k, source in enumerate(sources):

@@ -5,34 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from math import ceil
 from typing import Any
 
 import numpy as np
 
-from . import depthwise
+from . import depthwise, neon_knobs
 from .cache import KernelCache
-from .kernels.conv import Knobs
+from .kernels.conv import FORMS, Knobs
 from .layers import ConvLayer
+from .tiles import Extent, tiles
 
-# Tiles (channels, rows, columns) by form, best guess first; see tests/benchmarks/runtimes.py.
-_TILES = {
-    "f32": ((16, 1, 6), (16, 2, 3), (16, 1, 4), (8, 1, 7), (16, 1, 7), (8, 2, 7), (16, 2, 2)),
-    "wide": ((16, 1, 2), (8, 1, 4), (8, 2, 2), (16, 1, 3), (8, 1, 6), (8, 1, 7), (16, 1, 4)),
-    "plain": ((8, 1, 4), (16, 1, 4), (8, 2, 2)),
-    "pair1": ((16, 1, 4), (16, 2, 2), (8, 1, 7), (16, 2, 3), (8, 1, 8)),
-    "rolled": ((16, 1, 4), (16, 2, 3), (16, 1, 6), (8, 1, 7), (16, 2, 2)),
-    "dot": ((16, 1, 6), (16, 2, 3), (16, 1, 4), (8, 1, 7), (8, 1, 8)),
-}
-_TILES["pair2"] = _TILES["pair4"] = _TILES["pair1"]
-_TILES_512 = (  # 32 registers of 16 lanes
-    *((64, 1, 6), (32, 1, 12), (32, 2, 6), (32, 2, 7), (32, 1, 8), (64, 1, 4), (48, 1, 8)),
-    *((64, 1, 7), (32, 1, 14), (32, 1, 7), (16, 2, 7), (16, 1, 14), (16, 1, 8), (64, 2, 2)),
-)
-_SMALL = (
-    *((16, 2, 2), (16, 1, 4), (8, 1, 4), (16, 1, 2)),
-    *((8, 1, 2), (32, 1, 1), (16, 1, 1), (8, 1, 1)),
-)
-_WASTE = 1.2  # overlapping tiles may repeat this share of the work
+_TILES = 4  # how many are timed per form
 
 
 def options(layer: ConvLayer, isa: str) -> list[Knobs]:
@@ -40,11 +24,13 @@ def options(layer: ConvLayer, isa: str) -> list[Knobs]:
     if layer.is_depthwise:
         source = layer.source
         return depthwise.options(layer.weights, source.data_max, source.cp, layer.output.w, isa)
+    if isa.startswith("neon") and (found := neon_knobs.options(layer, isa)):
+        return found
     if not layer.is_integer:
         return _tiles(layer, "f32", isa)
-    if isa == "portable":
+    if isa == "portable" or isa.startswith("neon"):
         return _tiles(layer, "plain", isa)
-    if isa == "avx512vnni":
+    if isa.endswith("vnni"):
         return _tiles(layer, "dot", isa)
     names = ("rolled", "pair4", "pair2", "pair1", "wide")
     found = [knobs for form in names for knobs in _tiles(layer, form, isa)]
@@ -61,22 +47,13 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
 
 
 def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
-    (height, width), channels = layer.grid, layer.geometry.ocp
-
-    def waste(tile: tuple[int, int, int]) -> float:
-        sizes = zip((channels, height, width), tile, strict=True)
-        return float(np.prod([-(-size // part) * part / size for size, part in sizes]))
-
-    has_512 = isa.startswith("avx512") and form != "wide"
-    tiles = [*(_TILES_512 if has_512 else ()), *_TILES[form], *_SMALL]
-    fitting = [t for t in tiles if t[0] <= channels and t[1] <= height and t[2] <= width]
-    fitting = [t for t in fitting if layer.allows(t[0])]
-    good = [t for t in fitting if waste(t) <= _WASTE]
-    chosen = good[: 9 if has_512 else 6] or sorted(fitting, key=waste)[:3]
-    if height * width > 1:  # one pixel alone loads a weight for every product
-        chosen = [t for t in chosen if t[1] * t[2] > 1] or chosen
-    lanes = {t: 16 if has_512 and t[0] % 16 == 0 else 8 for t in chosen}
-    return [Knobs(form, lanes[t], *t) for t in dict.fromkeys(chosen)]
+    geometry = layer.geometry
+    taps = geometry.kernel[1] if geometry.rows_are_whole else 1
+    length = taps * geometry.icp if geometry.groups == 1 else geometry.ic // geometry.groups
+    steps = ceil(length / FORMS[form].group)
+    unit = layer.phases.channels if layer.phases else geometry.ocp
+    extent = Extent(geometry.ocp, *layer.grid, geometry.n_segments, steps, unit)
+    return tiles(form, extent, has_512=isa.startswith("avx512"), count=_TILES)
 
 
 class KnobChooser:

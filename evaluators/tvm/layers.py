@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,13 +12,16 @@ from numpy.typing import NDArray
 
 from . import depthwise
 from .image import Image
-from .kernels.conv import FORMS, Knobs, conv_kernel
+from .kernels.conv import FORMS, Form, Knobs, conv_kernel
 from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
-from .kernels.depthwise import Window, depthwise_kernel
+from .kernels.depthwise import DepthwiseForm, Window, depthwise_kernel
 from .kernels.epilogue import Epilogue
+from .kernels.neon import LANES as NEON_LANES
+from .kernels.neon import SUMMED
 from .kernels.script import Kernel
 from .packing import ConvGeometry, pack, proved_runs, segment
 from .sink import Sink
+from .stored import StoredWeights, store
 from .transposed import Phases
 
 Arguments = list[NDArray[np.generic]]
@@ -25,11 +29,15 @@ Arguments = list[NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """A kernel with its constant arguments, in the order of its buffers after the input image."""
+    """A kernel with its constant arguments, in the order of its buffers after the input image.
+
+    The first constant is the weights; `weights` is how a library stores them if they are integers.
+    """
 
     kernel: Kernel
     constants: Arguments
     output: Image
+    weights: StoredWeights | None = None
 
 
 def parameter_arrays(kernel: Kernel, values: Mapping[str, float]) -> Arguments:
@@ -54,8 +62,9 @@ class ConvLayer:
         pads: Top and left padding.
         output: Output image without variable.
         sink: What is stored.
-        threads: Threads of the network.
+        threads: Threads that share the work.
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
+        name: Name of the graph's node.
         phases: Of a transposed convolution, whose output channels are those of all phases.
     """
 
@@ -69,20 +78,23 @@ class ConvLayer:
     sink: Sink
     threads: int
     fraction: NDArray[np.float32] | None = None
+    name: str = ""
     phases: Phases | None = None
-    _runs: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    _runs: dict[tuple[int, bool], NDArray[np.int32]] = field(default_factory=dict)
 
     @property
     def is_integer(self) -> bool:
         """Whether sums are integers."""
         return self.weights.dtype == np.int8
 
-    def runs(self, ocb: int) -> NDArray[np.int32]:
-        """Return the proved s16 run of each block of `ocb` channels."""
-        if ocb not in self._runs:
+    def runs(self, ocb: int, *, is_shifted: bool = False) -> NDArray[np.int32]:
+        """Return the proved s16 run of each block of `ocb` channels, of data as stored or s8."""
+        key = ocb, is_shifted
+        if key not in self._runs:
             values = segment(self.weights, self.geometry, ocb).values
-            self._runs[ocb] = proved_runs(values, self.source.data_max)
-        return self._runs[ocb]
+            shift = self.shift if is_shifted else None
+            self._runs[key] = proved_runs(values, self.source.data_max, shift)
+        return self._runs[key]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -95,8 +107,20 @@ class ConvLayer:
         return self.phases is None or self.phases.channels % ocb == 0
 
     @property
-    def _stores(self) -> Epilogue:
-        return replace(self.sink.epilogue, has_fraction=self.fraction is not None)
+    def shift(self) -> int:
+        """What NEON takes off the data: that puts as much of their range below as above 0."""
+        return (self.source.data_max + 1) // 2
+
+    def _shifted(self, form: Form | DepthwiseForm) -> tuple[int, ConvLayer]:
+        """Return what a form takes off the data, and the layer whose bias makes up for it."""
+        if not form.is_shifted:
+            return 0, self
+        lost = self.weights.astype(np.int64).sum((1, 2, 3)) * self.shift
+        return self.shift, replace(self, bias=(self.bias + lost).astype(np.int32))
+
+    def _stores(self, knobs: Knobs) -> Epilogue:
+        has_fraction, is_neon = self.fraction is not None, knobs.lanes == NEON_LANES
+        return replace(self.sink.epilogue, has_fraction=has_fraction, is_neon=is_neon)
 
     def _constants(self, weights: NDArray[Any], table: NDArray[Any]) -> Arguments:
         """Return the arguments between the input image and the residual."""
@@ -144,8 +168,9 @@ class ConvLayer:
         if self.is_depthwise:
             return self._depthwise_call(knobs)
         form = FORMS[knobs.form]
+        shift, layer = self._shifted(form)
         is_spread = self.phases is not None
-        kernel = conv_kernel(knobs, self._stores, self.threads, is_spread=is_spread)
+        kernel = conv_kernel(knobs, self._stores(knobs), self.threads, is_spread=is_spread)
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
         offsets = self.geometry.segment_offsets(self.source.row) + self.source.offset(*self.pads)
@@ -158,9 +183,25 @@ class ConvLayer:
         values = {
             **self._values(),
             **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
+            "chunks": self._chunks(len(cut.starts), -(-self.grid[0] // knobs.th)),
+            "shift": shift,
         }
-        constants = self._constants(packed, np.concatenate(table))
-        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)
+        constants = layer._constants(packed, np.concatenate(table))
+        constants += parameter_arrays(kernel, values)
+        if not self.is_integer:
+            return Call(kernel, constants, self.output)
+        # With groups a repeated channel meets other input channels, so it is not the same; and
+        # where channels hold 16 numbers in turn, they do not end with those that are repeated.
+        is_repeated = self.geometry.groups == 1 and form.name not in SUMMED
+        repeated = is_repeated * (len(cut.starts) * knobs.ocb - self.geometry.ocp)
+        stored = store(packed, len(cut.starts), knobs.ocb * form.group, repeated * form.group)
+        return Call(kernel, constants, self.output, stored)
+
+    def _chunks(self, blocks: int, rows_of_tiles: int) -> int:
+        """Return into how many parts rows are cut, so that all threads get as much to do."""
+        few = min(blocks, 4 * self.threads)  # with many blocks one more or less matters little
+        chunks = 1 if few == 4 * self.threads else self.threads // math.gcd(few, self.threads)
+        return min(chunks, self.output.n * rows_of_tiles)
 
     # ---- depthwise
 
@@ -175,9 +216,12 @@ class ConvLayer:
         blocks = depthwise.blocks_of(knobs, g.ocp)
         groups = depthwise.row_groups(form, g.kernel[0])
         window = Window(*(len(groups), g.kernel[1], g.stride[1], g.dilation[1]), blocks, knobs.tw)
-        kernel = depthwise_kernel(form, window, self._stores, self.threads)
+        kernel = depthwise_kernel(form, window, self._stores(knobs), self.threads)
         table = groups.reshape(-1) * g.dilation[0] * source.row + source.offset(*self.pads)
         weights = depthwise.pack(self.weights, form, g.ocp, blocks)
-        constants = self._constants(weights, table)
-        values = {**self._values(), "px": source.cp}
-        return Call(kernel, [*constants, *parameter_arrays(kernel, values)], self.output)
+        shift, layer = self._shifted(form)
+        constants = layer._constants(weights, table)
+        values = {**self._values(), "px": source.cp, "shift": shift}
+        stored = store(weights, 1, weights.size, 0) if self.is_integer else None
+        constants += parameter_arrays(kernel, values)
+        return Call(kernel, constants, self.output, stored)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,7 +23,7 @@ from tvm import relax
 from ...hw_profiles import HardwareProfile
 from ..measurement import EvaluationError
 from ..runtimes.base import TensorSpec
-from .activations import find_activation
+from .activations import clip_bounds, find_activation
 from .cache import KernelCache
 from .emitter import Emitter
 from .fallback import discard, import_node
@@ -32,13 +32,14 @@ from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
 from .moves import Move
-from .quantizers import constant_reals, is_constant, quantizer
+from .quantizers import Quantizer, constant_reals, is_constant, quantizer
 from .signature import Signature, add_signature
 from .sink import Sink
 from .transposed import transposed_axes
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
-RULES: dict[str, Rule] = {}
+RULES: dict[str, list[Rule]] = {}
+ROW_RULES: dict[str, list[Rule]] = {}
 IsWorth = Callable[["Lowering", Node], bool]
 _WORTH: dict[str, IsWorth] = {}
 # Their kernels activate what they store.
@@ -46,25 +47,32 @@ _ACTIVATING = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul"),
     *("Add", "Mul", "Sub", "Div", "BatchNormalization", "PRelu"),
 )
-
 _OWN_ONLY = ("mish", "silu")  # activations that TVM has not, or less exact
 
 
 def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
-    """Register a rule that lowers ONNX operators to own kernels.
+    """Register a rule that lowers ONNX operators to own kernels; the first that fits is taken.
 
     Args:
         operators: Their names.
         worth: Whether a float node is worth an own kernel; by default, if an input comes from one.
     """
+    if worth is not None:
+        _WORTH.update(dict.fromkeys(operators, worth))
+    return _registered(RULES, operators)
 
+
+def row_rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule whose image has the last dimension as channels, whatever the rank."""
+    return _registered(ROW_RULES, operators)
+
+
+def _registered(
+    rules: dict[str, list[Rule]], operators: tuple[str, ...]
+) -> Callable[[Rule], Rule]:
     def add(function: Rule) -> Rule:
         for operator in operators:
-            if operator in RULES:
-                raise ValueError(f"Operator '{operator}' must have one rule, but it has two.")
-            RULES[operator] = function
-            if worth is not None:
-                _WORTH[operator] = worth
+            rules.setdefault(operator, []).append(function)
         return function
 
     return add
@@ -83,16 +91,21 @@ class Lowering:
     def __init__(
         self, graph: Graph, cache: KernelCache, chooser: KnobChooser, profile: HardwareProfile
     ) -> None:
-        self.graph, self.threads = graph, profile.threads
+        self.graph, self.threads, self.isa = graph, profile.threads, profile.isa
         self._profile, self._cache, self._chooser = profile, cache, chooser
         self._builder = relax.BlockBuilder()
         self.emit = Emitter(self._builder, profile.threads)
         self._images: dict[str, Image] = {}
         self._plain: dict[str, Any] = {}
+        self._rows: dict[str, Image] = {}
         self._own: set[str] = set()  # tensors that own kernels make
+        self._own_rows: set[str] = set()  # those of four dimensions that are no NCHW images
         self.moves: dict[str, Move | None] = {}  # what `find_move` found, by tensor
+        self._layers: list[tuple[str, str]] = []
         for node in graph:
-            if self._has_own_kernel(node):
+            if self._has_row_kernel(node):
+                self._own_rows.add(node.output)
+            elif self._has_own_kernel(node):
                 self._own.add(node.output)
 
     def run(self) -> Any:
@@ -102,13 +115,16 @@ class Lowering:
             kind = relax.TensorType(graph.shape(name), graph.dtype(name))
             self._plain[name] = relax.Var(_identifier(name), kind)
         try:
-            with builder.function("main", [self._plain[name] for name in graph.inputs]):
+            with builder.function("main"):
                 with builder.dataflow(), _recursion(len(graph.nodes)):
                     outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
-                builder.emit_func_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
+                parameters = [*self.emit.weights, *(self._plain[name] for name in graph.inputs)]
+                result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
+                builder.emit_func_output(result, parameters)
         except BaseException:
             discard(builder)
             raise
+        self.emit.add_weights()
         add_signature(builder, self._signature())
         libraries = [self._cache.static_library(k) for k in self.emit.kernels.values()]
         module = builder.get()
@@ -122,7 +138,8 @@ class Lowering:
             TensorSpec(label, graph.shape(name), graph.dtype(name))
             for label, name in zip(output_names, graph.outputs, strict=True)
         ]
-        return Signature(tuple(inputs), tuple(outputs), self._profile.features)
+        layers = tuple(self._layers)
+        return Signature(tuple(inputs), tuple(outputs), self._profile.features, layers)
 
     # ---- the two forms of a tensor
 
@@ -150,6 +167,11 @@ class Lowering:
 
     def steps(self, name: str) -> Image | None:
         """Return the uint8 image behind the output of a DequantizeLinear node, if there is one."""
+        stored = self._stored(name)
+        return None if stored is None else self.image(stored)
+
+    def _stored(self, name: str) -> str | None:
+        """Return the output of the QuantizeLinear node behind that of a DequantizeLinear node."""
         node = self.graph.producer(name)
         if node is None or node.op != "DequantizeLinear":
             return None
@@ -157,7 +179,57 @@ class Lowering:
         if maker is None or maker.op != "QuantizeLinear":
             return None
         stored, read = quantizer(self.graph, maker), quantizer(self.graph, node)
-        return self.image(node.inputs[0]) if stored is not None and stored == read else None
+        return node.inputs[0] if stored is not None and stored == read else None
+
+    def rows(self, name: str) -> Image:
+        """Return a float tensor, or the output of a QuantizeLinear node, as a row of pixels.
+
+        Its last dimension is the channels. `image` does the same, but for four dimensions.
+        """
+        if len(self.graph.shape(name)) != 4:
+            return self.image(name)
+        if name not in self._rows:
+            self._rows[name] = self._make_rows(name)
+        return self._rows[name]
+
+    def _make_rows(self, name: str) -> Image:
+        node, sink = self.graph.producer(name), Sink(0)
+        steps = quantizer(self.graph, node) if node and node.op == "QuantizeLinear" else None
+        if node is not None and steps is not None:
+            name, sink = node.inputs[0], Sink(0, "uint8", steps.scale, steps.zero_point)
+            if name in self._own_rows and self.graph.only_user(name) is not node:
+                return self.emit.store([self.row_source(name)], sink)
+        stored = self._stored(name)
+        if stored is not None:
+            return self.emit.store([self.rows(stored)], sink)
+        node = self.graph.producer(name)
+        found = self._lowered(node, ROW_RULES.get(node.op, []), sink) if node is not None else None
+        if found is not None:
+            return found
+        if name not in self._plain:
+            if name in self._own_rows:
+                self._fall_back(name)
+            else:
+                self.plain(name)
+        shape = self.graph.shape(name)
+        return self.emit.from_plain(self._plain[name], (math.prod(shape[:-1]), shape[-1]), sink)
+
+    def row_source(self, name: str) -> Image:
+        """Return a float tensor as `rows`; where it is a dequantized one, in uint8."""
+        stored = self._stored(name)
+        return self.rows(name if stored is None else stored)
+
+    def quantized(self, name: str, steps: Quantizer, user: Node) -> Image:
+        """Return a float tensor, which `user` reads, as `rows` in the given steps."""
+        sink = Sink(0, "uint8", steps.scale, steps.zero_point)
+        if len(self.graph.shape(name)) != 4 and self.graph.only_user(name) is user:
+            return self.produce(name, sink)
+        return self.emit.store([self.row_source(name)], sink)
+
+    def is_plain(self, name: str) -> bool:
+        """Whether no kernel of ours makes a tensor, so that its plain form is at hand."""
+        own = name in self._own or name in self._own_rows
+        return not own and self._stored(name) is None
 
     def plain(self, name: str) -> Any:
         """Return a tensor as a Relax variable or constant of the ONNX tensor's shape."""
@@ -165,10 +237,11 @@ class Lowering:
             value = self.constant(name)
             if value is not None:
                 self._plain[name] = relax.const(value, str(value.dtype))
-            elif name in self._own:
-                image = self.source(name)
+            elif name in self._own or name in self._own_rows:
+                image = self.source(name) if name in self._own else self.row_source(name)
                 if name not in self._plain:  # a refused operator has left its plain form
-                    self._plain[name] = self.emit.to_plain(image, self.graph.shape(name))
+                    shape, is_rows = self.graph.shape(name), name in self._own_rows
+                    self._plain[name] = self.emit.to_plain(image, shape, is_rows=is_rows)
             else:
                 self._fall_back(name)
         return self._plain[name]
@@ -200,28 +273,26 @@ class Lowering:
             node = self.graph.producer(name)
             if node is None or node.op not in _ACTIVATING or not match.is_only_reader(self.graph):
                 return self.emit.store([self.source(name)], sink)
-        found = RULES[node.op](self, node, sink) if node is not None and node.op in RULES else None
+        found = self._lowered(node, self._rules(node), sink) if node is not None else None
         if found is not None:
             return found
         if not sink.activation.name:
             return self._from_plain(name, sink)
         return self.emit.store([self._from_plain(name, Sink(0))], sink)
 
+    def _lowered(self, node: Node, rules: Iterable[Rule], sink: Sink) -> Image | None:
+        """Return what the first rule that fits makes of a node."""
+        images = (lower(self, node, sink) for lower in rules)
+        return next((image for image in images if image is not None), None)
+
+    def _rules(self, node: Node) -> list[Rule]:
+        """Return the rules for a node whose output is wanted as an image."""
+        is_nchw = len(self.graph.shape(node.output)) == 4
+        return RULES.get(node.op, []) + ([] if is_nchw else ROW_RULES.get(node.op, []))
+
     def activation(self, node: Node) -> tuple[float, float] | None:
         """Return the bounds of a float Relu or Clip node; None for any other."""
-        if node.op not in ("Relu", "Clip") or self.graph.dtype(node.output) != "float32":
-            return None
-        if node.op == "Relu":
-            return 0.0, math.inf
-        # Up to opset 10 the bounds are attributes.
-        bounds = [float(node.get("min", -math.inf)), float(node.get("max", math.inf))]
-        for i, name in enumerate(node.inputs[1:3]):
-            if name:
-                value = self.constant(name)
-                if value is None:
-                    return None
-                bounds[i] = float(value.item())
-        return min(bounds), bounds[1]
+        return clip_bounds(self.graph, self.constant, node)
 
     def border(self, name: str) -> int:
         """Return the widest padding that a convolution wants around a tensor, in either form."""
@@ -241,6 +312,8 @@ class Lowering:
         """Whether a node is worth an own kernel: it has weights, or its input comes from one."""
         if self.graph.dtype(node.output) != "float32":
             return False
+        if self.multiplies_activations(node):
+            return True
         if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             weights, dimensions = node.inputs[1], 4 if node.op.startswith("Conv") else 2
             shape = self.graph.shape(weights)
@@ -256,26 +329,52 @@ class Lowering:
         match = find_activation(self.graph, self.constant, node)
         if match is not None:
             return match.data in self._own or match.activation.name in _OWN_ONLY
+        if not self._rules(node) and self.activation(node) is None:
+            return False
+        if len(self.graph.shape(node.output)) != 4 and set(node.inputs) & self._own_rows:
+            return True
         if node.op in _WORTH:
             return _WORTH[node.op](self, node)
-        if node.op not in RULES and self.activation(node) is None:
-            return False
         return any(name in self._own for name in node.inputs)
+
+    def multiplies_activations(self, node: Node) -> bool:
+        """Whether a node is a product of two matrices, neither of them a constant."""
+        return (
+            node.op == "MatMul"
+            and all(len(self.graph.shape(name)) > 1 for name in node.inputs)
+            and not any(is_constant(self.graph, name) for name in node.inputs)
+            and {self.graph.dtype(name) for name in node.inputs} == {"float32"}
+        )
+
+    def _has_row_kernel(self, node: Node) -> bool:
+        """Whether a tensor of four dimensions is made in rows, not as an NCHW image."""
+        if self.graph.dtype(node.output) != "float32" or len(self.graph.shape(node.output)) != 4:
+            return False
+        if node.op == "DequantizeLinear":
+            stored = self._stored(node.output)
+            maker = self.graph.producer(stored) if stored is not None else None
+            return maker is not None and maker.inputs[0] in self._own_rows
+        if node.op == "Softmax":
+            return node.get("axis", -1) in (-1, 3)
+        return self.multiplies_activations(node)
 
     # ---- what rules emit
 
     def call_layer(self, layer: ConvLayer) -> Image:
         """Emit a convolution or linear layer."""
         call = layer.call(self._chooser.choose(layer))
+        self._layers.append((call.kernel.symbol, layer.name))
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
-        *constants, ints, floats = call.constants
-        arguments = [layer.source.var, *constants, *residual, ints, floats]
+        weights, *constants, ints, floats = call.constants
+        if call.weights is not None:
+            weights = self.emit.unpacked(call.weights)
+        arguments = [layer.source.var, weights, *constants, *residual, ints, floats]
         return self.emit.image(call.kernel, arguments, call.output)
 
     def _from_plain(self, name: str, sink: Sink) -> Image:
         """Turn the plain form of a tensor that no rule makes into an image."""
         if name not in self._plain:
-            if self.constant(name) is not None:
+            if self.constant(name) is not None or name in self._own_rows:
                 self.plain(name)
             else:
                 self._fall_back(name)

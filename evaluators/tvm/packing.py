@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .kernels.conv import Form
+from .kernels.conv import WIDE_ORDER, Form
+from .kernels.neon import SUMMED
 
 RUNS = (1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128)  # each from 4 on a multiple of 4
-_WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
+NEON_RUNS = (1, 2, 3)  # longer ones gain nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,22 @@ def pack(segments: Segments, form: Form) -> tuple[NDArray[np.generic], int]:
     blocks, ocb, n_segments, steps, group = values.shape
     if form.name == "wide":
         eights = values.reshape(blocks, ocb // 8, 8, n_segments, steps, group)
-        values = eights[:, :, list(_WIDE_ORDER)].reshape(values.shape)
+        values = eights[:, :, list(WIDE_ORDER)].reshape(values.shape)
+    if form.name in SUMMED:
+        return _in_sixteens(values), steps
     packed = np.ascontiguousarray(values.transpose(0, 2, 3, 1, 4), dtype=form.weights)
     return packed.reshape(-1), steps
+
+
+def _in_sixteens(values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Order steps of eight as pairs of steps, channel, 16 numbers; an odd last one behind them."""
+    blocks, ocb, n_segments, steps, group = values.shape
+    even = steps // 2 * 2
+    by_segment = values.transpose(0, 2, 1, 3, 4)
+    pairs = by_segment[:, :, :, :even].reshape(blocks, n_segments, ocb, even // 2, 2 * group)
+    parts = (pairs.transpose(0, 1, 3, 2, 4), by_segment[:, :, :, even:])
+    flat = [part.reshape(blocks, n_segments, part[0, 0].size) for part in parts]
+    return np.concatenate(flat, axis=2).reshape(-1).astype(np.int8)
 
 
 def _in_steps(values: NDArray[np.generic], form: Form) -> NDArray[np.generic]:
@@ -135,36 +149,41 @@ def _in_steps(values: NDArray[np.generic], form: Form) -> NDArray[np.generic]:
     return padded.reshape(*values.shape[:3], -1, form.group)
 
 
-def proved_runs(values: NDArray[np.generic], data_max: int) -> NDArray[np.int32]:
+def proved_runs(
+    values: NDArray[np.generic], data_max: int, shift: int | None = None
+) -> NDArray[np.int32]:
     """Return how many steps each block may sum in s16 without overflow, proved from its weights.
 
-    `pmaddubsw` adds the products of neighbouring pairs into one s16 lane. Every partial sum of a
-    run lies between the sum of its negative and that of its positive products, each taken with the
-    largest input.
+    `pmaddubsw` (x86) adds the products of neighbouring pairs into one s16 lane, steps are of four
+    numbers. `smlal` (NEON) adds those that are eight apart, steps are of 16, and data have `shift`
+    taken off. Every partial sum of a run lies between two bounds: each product taken with the
+    smaller or the larger of what it is with the smallest and the largest input.
 
     Args:
         values: Segments, shape `(blocks, ocb, segments, length)`, any integers.
         data_max: Largest value of the uint8 input.
+        shift: What NEON takes off the input; None for x86.
 
     Returns:
-        For each block the largest proved entry of `RUNS`, 0 if not even one step fits; shape
-        `(blocks,)`.
+        For each block the largest proved entry of `RUNS` or `NEON_RUNS`, 0 if not even one step
+        fits; shape `(blocks,)`.
     """
     blocks, ocb, n_segments, length = values.shape
-    padded = np.pad(values, [(0, 0)] * 3 + [(0, -length % 4)]).astype(np.int16)
-    steps = padded.shape[3] // 4
-    pairs = padded.reshape(blocks, ocb, n_segments, steps, 2, 2)
+    lanes, axis = ((2, 2), -1) if shift is None else ((2, 8), -2)
+    size = lanes[0] * lanes[1]
+    padded = np.pad(values, [(0, 0)] * 3 + [(0, -length % size)]).astype(np.int32)
+    steps = padded.shape[3] // size
+    pairs = padded.reshape(blocks, ocb, n_segments, steps, *lanes)
+    low, high = -(shift or 0), max(data_max, 1) - (shift or 0)
     sides = [
-        np.maximum(pairs, 0).sum(-1, dtype=np.int32),
-        np.minimum(pairs, 0).sum(-1, dtype=np.int32),
+        np.maximum(pairs * low, pairs * high).sum(axis),
+        np.minimum(pairs * low, pairs * high).sum(axis),
     ]
-    largest = max(data_max, 1)
-    limits = (32767 // largest, -(32768 // largest))
     runs = np.zeros(blocks, np.int32)
-    for run in RUNS:
+    for run in RUNS if shift is None else NEON_RUNS:
         starts = np.arange(0, steps, run)
         top, bottom = (np.add.reduceat(side, starts, axis=3) for side in sides)
-        fits = (top.max((1, 2, 3, 4)) <= limits[0]) & (bottom.min((1, 2, 3, 4)) >= limits[1])
+        fits = (top.max((1, 2, 3, 4)) <= 32767) & (bottom.min((1, 2, 3, 4)) >= -32768)
         runs = np.where(fits, run, runs)
         if run >= steps or not fits.any():
             break

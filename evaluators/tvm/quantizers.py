@@ -19,11 +19,11 @@ class Quantizer:
     zero_point: int
 
 
-def quantizer(graph: Graph, node: Node) -> Quantizer | None:
-    """Return how a QuantizeLinear or DequantizeLinear node maps between float32 and uint8.
+def quantizer(graph: Graph, node: Node, dtype: str = "uint8") -> Quantizer | None:
+    """Return how a QuantizeLinear or DequantizeLinear node maps between float32 and `dtype`.
 
-    None if it is another node, or maps otherwise (to int8, per channel, with a computed scale):
-    then it is an operator like any other.
+    None if it is another node, or maps otherwise (to another type, per channel, with a computed
+    scale): then it is an operator like any other.
     """
     if node.op not in ("QuantizeLinear", "DequantizeLinear"):
         return None
@@ -32,7 +32,7 @@ def quantizer(graph: Graph, node: Node) -> Quantizer | None:
         steps, reals = reals, steps
     scale, zero_point = (_operand(graph, node, i) for i in (1, 2))
     if (
-        (graph.dtype(steps), graph.dtype(reals)) != ("uint8", "float32")
+        (graph.dtype(steps), graph.dtype(reals)) != (dtype, "float32")
         or scale is None
         or scale.size != 1
         or (zero_point is None and len(node.inputs) > 2 and node.inputs[2])

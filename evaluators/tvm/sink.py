@@ -103,7 +103,7 @@ class Sink:
         if self.residual is not None:
             source = self.residual.as_source()
             values |= {f"r{name[1:]}": value for name, value in source.items()}
-            values["zr"] = self.residual.zero_point
+            values["zr"], values["fr"] = self.residual.zero_point, self.residual.scale
         if self.own is not None and self.residual is not None:
             values["clo"], values["chi"] = self.own.steps
             unit = 1.0 if self.activation.name else self.scale

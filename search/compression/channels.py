@@ -29,6 +29,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..errors import PruningError
 from ..layers import LAYER_TYPES
+from .criteria import Criterion
 from .importance import rank_units
 from .surgery import is_exact
 from .units import Channel, ChannelForest, Unit, merge_units
@@ -78,7 +79,10 @@ class ChannelGroup:
 
 
 def find_channel_groups(
-    model: nn.Module, example_input: Tensor, layers: Sequence[str]
+    model: nn.Module,
+    example_input: Tensor,
+    layers: Sequence[str],
+    criterion: Criterion | None = None,
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Find the groups of channels that can be removed without touching the model's output.
 
@@ -86,6 +90,7 @@ def find_channel_groups(
         model: The model; it is left as it is.
         example_input: One input, batch dimension first.
         layers: Names of the layers in the order of execution.
+        criterion: Says which channels are worth most; None goes by their squared L2 norm.
 
     Returns:
         The groups in the order of execution, and for other layers why their outputs must stay.
@@ -104,7 +109,7 @@ def find_channel_groups(
             refused.setdefault(producers[0], reason)
             continue
         channels = sum(len(unit[producers[0], "out"]) for unit in units)
-        order = rank_units(model, units)
+        order = rank_units(model, units, criterion)
         groups.append(ChannelGroup(producers[0], channels, producers, tuple(units), order))
     exact = _keep_exact(probe, example_input, groups)
     for group in groups:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import get_args
 
+import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
@@ -18,21 +19,21 @@ from ...evaluators.onnx_module import OnnxModule
 from ...evaluators.size import model_size_bytes
 from ...evaluators.task import Data, Task
 from ..candidate import Candidate
+from ..layers import LAYER_TYPES
 from ..space import SearchSpace
-from ..training import default_loss, distillation_loss, train
-from ._graph import float_initializer, initializers, layer_nodes, set_metadata, to_tensor
-from .calibration import Calibration, CalibrationMethod, calibrate
-from .correction import Correction, correct_layers, correctable_layers
+from ..training import Log, Precision, default_loss, distillation_loss, train
+from ._float_model import FloatModel, batch_size
+from ._graph import float_initializer, layer_nodes, set_metadata
+from .calibration import CalibrationMethod
+from .correction import Correction, correct_layers
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
-from .pruning import fold_batch_norm, prune, reestimate_batch_norm
-from .quantization import (
-    LayerValues,
-    activation_names,
-    output_axis,
-    quantize,
-)
-from .quantizer import weight_scales
+from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
+from .quantization import LayerValues, quantize
+from .quantizer import along
+from .reconstruction import layer_outputs, reconstruct
+from .shared import SharedNetwork, SlicedModel
+from .surgery import channel_dim
 
 __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
 
@@ -40,8 +41,7 @@ CANDIDATE_KEY = "paredown.candidate"
 Report = Callable[[str], None]
 
 _KEPT_MODELS = 4  # pruned models that are kept for candidates that differ in widths alone
-_BATCH_VALUES = 1 << 22  # input values of one calibration batch
-_MAX_BATCH = 256
+_STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
@@ -55,22 +55,35 @@ class CompressionSettings:
         n_calibration: Samples of the task's calibration inputs that are used; None takes 256,
             fewer of large inputs (27 of 224 by 224 pixels), which show more values each.
         search_scales: Whether scales of weights minimise the squared error or cover all weights.
+        round_by_outputs: Whether weights are rounded so that the outputs of their layer change
+            least, not to the nearest step.
+        reconstruct: Whether layers of a pruned model get the weights with which their outputs come
+            nearest to those of the whole model.
+        accumulation_run: Steps of products that weights allow to be summed in 16 bits; None leaves
+            the weights as they are.
         correction: Whether biases and scales undo the change of mean and spread of each channel
             that rounding causes.
         finetune_epochs: Epochs of training of each candidate; 0 leaves it out.
+        n_finetuning: Samples of the task's training data that are used for it; None takes all.
         finetune_lr: Largest learning rate of that training.
         finetune_batch_size: Samples of one step of it.
         distill: Whether it follows the outputs of the uncompressed model, not the targets.
+        precision: What layers compute in during that training.
     """
 
     calibration: CalibrationMethod = "mse"
     n_calibration: int | None = None
     search_scales: bool = True
+    round_by_outputs: bool = True
+    reconstruct: bool = True
+    accumulation_run: int | None = None
     correction: bool = True
     finetune_epochs: int = 0
+    n_finetuning: int | None = 12_000
     finetune_lr: float = 2e-3
     finetune_batch_size: int = 64
     distill: bool = True
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.calibration not in get_args(CalibrationMethod):
@@ -78,7 +91,7 @@ class CompressionSettings:
                 f"`calibration` must be one of {get_args(CalibrationMethod)}, "
                 f"but got '{self.calibration}'."
             )
-        for name in ("n_calibration", "finetune_batch_size"):
+        for name in ("n_calibration", "n_finetuning", "finetune_batch_size", "accumulation_run"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be 1 or more, but got {value}.")
@@ -106,54 +119,6 @@ class CompressedModel:
     size_bytes: int
 
 
-class _FloatModel:
-    """A pruned model in float, and what was learned about it once for all widths."""
-
-    def __init__(self, model: ModelProto, inputs: Tensor) -> None:
-        self.model = model
-        self.inputs = inputs
-        self._scales: dict[tuple[str, int, bool], Tensor] = {}
-
-    @cached_property
-    def module(self) -> OnnxModule:
-        return OnnxModule(self.model)
-
-    @cached_property
-    def batch(self) -> Tensor:
-        return self.inputs[: _batch_size(self.inputs[0])]
-
-    @cached_property
-    def correctable(self) -> dict[str, str]:
-        return correctable_layers(self.model.graph)
-
-    @cached_property
-    def calibration(self) -> Calibration:
-        names = activation_names(self.model.graph)
-        outputs = self.correctable.values()
-        return calibrate(self.module, self.inputs, names, outputs, len(self.batch))
-
-    def layer_values(self, candidate: Candidate, search: bool) -> dict[str, LayerValues]:
-        """Return the weight scales of the integer layers, searched once for each width."""
-        nodes = layer_nodes(self.model.graph)
-        floats: dict[str, Tensor] | None = None
-        values: dict[str, LayerValues] = {}
-        for name, choice in candidate.layers:
-            if choice.is_float:
-                continue
-            for node in nodes[name]:
-                key = node.name, choice.weight_bits, search
-                if key not in self._scales:
-                    if floats is None:
-                        floats = {
-                            k: to_tensor(v) for k, v in initializers(self.model.graph).items()
-                        }
-                    self._scales[key] = weight_scales(
-                        floats[node.input[1]], choice.weight_bits, output_axis(node), search=search
-                    )
-                values[node.name] = LayerValues(scale=self._scales[key])
-        return values
-
-
 class Compressor:
     """Makes the models of candidates; equal candidates become equal models."""
 
@@ -163,6 +128,8 @@ class Compressor:
         space: SearchSpace,
         settings: CompressionSettings | None = None,
         seed: int = 0,
+        shared: SharedNetwork | None = None,
+        log: Log | None = None,
     ) -> None:
         """Export the task's model, which takes some seconds.
 
@@ -171,6 +138,8 @@ class Compressor:
             space: The space that candidates are from.
             settings: How candidates are made.
             seed: Fixes what is random in fine-tuning.
+            shared: Where candidates take their weights from; None takes the task's model.
+            log: Told the figures of each epoch of fine-tuning.
 
         Raises:
             ExportError: If the model cannot be exported.
@@ -180,15 +149,17 @@ class Compressor:
         self.space = space
         self.settings = settings or CompressionSettings()
         self.seed = seed
+        self.shared = shared
+        self._log = log
         if self.settings.finetune_epochs and task.train is None:
             raise ValueError(
                 f"`finetune_epochs` must be 0 for task '{task.name}', which has no training "
                 f"data, but is {self.settings.finetune_epochs}."
             )
-        n_calibration = self.settings.n_calibration or _batch_size(task.example_input)
+        n_calibration = self.settings.n_calibration or batch_size(task.example_input)
         self._inputs = task.calibration[:n_calibration]
         self._original = copy.deepcopy(task.model).eval().requires_grad_(False)
-        self._pruned: OrderedDict[tuple[tuple[str, float], ...], _FloatModel] = OrderedDict()
+        self._pruned: OrderedDict[tuple[tuple[str, float], ...], FloatModel] = OrderedDict()
         folded = fold_batch_norm(self._original, task.example_input)
         self._base = BaseGraph.export(folded, task.example_input)
         self._unpruned = self._fill(folded)
@@ -212,15 +183,28 @@ class Compressor:
         """
         say = report or (lambda _: None)
         self.space.check(candidate)
-        base = self._float_model(candidate, say)
         if candidate == self.space.baseline():
-            model = copy.deepcopy(base.model)
+            model = copy.deepcopy(self._unpruned.model)
+        elif self.shared is not None:
+            base, values = self._cut(self.shared, candidate, say)
+            if self.settings.round_by_outputs:
+                values |= self._corrections(base, values, candidate)
+            model = self._quantize(base, values, candidate, say)
         else:
-            model = self._quantize(base, candidate, say)
+            base = self._float_model(candidate, say)
+            settings = self.settings
+            values = base.layer_values(
+                candidate,
+                search=settings.search_scales,
+                # A training begins better with the weights as they are.
+                by_outputs=settings.round_by_outputs and not settings.finetune_epochs,
+            )
+            values |= self._corrections(base, values, candidate)
+            model = self._quantize(base, values, candidate, say)
         set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
         return CompressedModel(candidate, model, OnnxModule(model), model_size_bytes(model))
 
-    def _float_model(self, candidate: Candidate, say: Report) -> _FloatModel:
+    def _float_model(self, candidate: Candidate, say: Report) -> FloatModel:
         key = candidate.pruning
         if key == self.space.baseline().pruning:
             return self._unpruned
@@ -228,13 +212,32 @@ class Compressor:
             say("pruning")
             pruned = prune(self._original, candidate, self.space)
             reestimate_batch_norm(pruned, self._inputs)
-            self._pruned[key] = self._fill(fold_batch_norm(pruned, self.task.example_input))
+            base = self._fill(fold_batch_norm(pruned, self.task.example_input))
+            if self.settings.reconstruct:
+                base = self._reconstructed(base, candidate)
+            self._pruned[key] = base
             if len(self._pruned) > _KEPT_MODELS:
                 self._pruned.popitem(last=False)
         self._pruned.move_to_end(key)
         return self._pruned[key]
 
-    def _fill(self, folded: nn.Module) -> _FloatModel:
+    def _reconstructed(self, base: FloatModel, candidate: Candidate) -> FloatModel:
+        """Let the layers of a pruned model compute what those of the whole model do."""
+        removal = removed_channels(candidate, self.space)
+        wanted = {}
+        for name, outputs in self._wanted_outputs.items():
+            removed = removal.get((name.partition("#")[0], "out"), frozenset())
+            kept = [idx for idx in range(outputs.shape[1]) if idx not in removed]
+            wanted[name] = outputs[:, kept]
+        found = reconstruct(base.model, base.module, base.batch, wanted)
+        return FloatModel(_replace_floats(base.model, found), base.inputs)
+
+    @cached_property
+    def _wanted_outputs(self) -> dict[str, Tensor]:
+        whole = self._unpruned
+        return layer_outputs(whole.model, whole.module, whole.batch)
+
+    def _fill(self, folded: nn.Module) -> FloatModel:
         """Put a model's weights into the base graph, or export it anew where that is not enough.
 
         A graph can hold numbers that were computed from weights or numbers of channels; then the
@@ -243,13 +246,13 @@ class Compressor:
         inputs = self._inputs[:_CHECKED_SAMPLES]
         expected = predict(folded, inputs)
         try:
-            filled = _FloatModel(self._base.instantiate(folded.state_dict()), self._inputs)
+            filled = FloatModel(self._base.instantiate(folded.state_dict()), self._inputs)
             if _is_close(predict(filled.module, inputs), expected):
                 return filled
         except RuntimeError:  # torch, of sizes that do not fit
             pass
         anew = BaseGraph.export(folded, self.task.example_input, is_reusable=False)
-        filled = _FloatModel(anew.instantiate(folded.state_dict()), self._inputs)
+        filled = FloatModel(anew.instantiate(folded.state_dict()), self._inputs)
         if not _is_close(predict(filled.module, inputs), expected):
             raise ExportError(
                 f"The exported graph must compute what the model of task '{self.task.name}' does, "
@@ -258,30 +261,64 @@ class Compressor:
             )
         return filled
 
-    def _quantize(self, base: _FloatModel, candidate: Candidate, say: Report) -> ModelProto:
-        settings = self.settings
-        choices = candidate.layer_choices
-        values = base.layer_values(candidate, settings.search_scales)
-        histograms = base.calibration.histograms if values else {}
+    def _cut(
+        self, shared: SharedNetwork, candidate: Candidate, say: Report
+    ) -> tuple[FloatModel, dict[str, LayerValues]]:
+        """Cut a candidate out of the shared network, and put its normalisation right."""
+        say("cutting from the shared network")
+        by_outputs = self.settings.round_by_outputs and not self.settings.finetune_epochs
+        part = shared.cut(candidate, is_rounded=not by_outputs)
+        reestimate_batch_norm(part.module, self._statistics)
+        folded = fold_batch_norm(part.module, self.task.example_input)
+        base = self._fill(folded)
+        scales = _folded_scales(part, folded)
+        return base, base.layer_values(
+            candidate, search=True, by_outputs=by_outputs, scales=scales
+        )
 
-        def write(values: Mapping[str, LayerValues], graph: ModelProto) -> ModelProto:
-            return quantize(graph, choices, histograms, settings.calibration, values=values)
-
-        say("quantizing")
-        model = write(values, base.model)
+    def _corrections(
+        self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
+    ) -> dict[str, LayerValues]:
         outputs = {n: t for n, t in base.correctable.items() if n in values}
-        if settings.correction and outputs:
-            module = OnnxModule(model)
-            found = correct_layers(module, base.batch, outputs, base.calibration.moments)
-            values |= {n: _corrected(values[n], c) for n, c in found.items()}
-            model = write(values, base.model)
-        if settings.finetune_epochs:
-            say("fine-tuning")
-            training = QuantizedTraining(base.model, model, choices, values)
-            self._train(training, say)
-            trained = _replace_floats(base.model, training.float_values())
-            model = write(training.layer_values(), trained)
-        return model
+        if not self.settings.correction or not outputs:
+            return {}
+        module = OnnxModule(self._write(base, values, candidate))
+        found = correct_layers(module, base.batch, outputs, base.calibration.moments)
+        return {n: _corrected(values[n], c) for n, c in found.items()}
+
+    def _write(
+        self,
+        base: FloatModel,
+        values: Mapping[str, LayerValues],
+        candidate: Candidate,
+        graph: ModelProto | None = None,
+    ) -> ModelProto:
+        histograms = base.calibration.histograms if values else {}
+        return quantize(
+            graph or base.model,
+            candidate.layer_choices,
+            histograms,
+            self.settings.calibration,
+            values=values,
+            accumulation_run=self.settings.accumulation_run,
+        )
+
+    def _quantize(
+        self,
+        base: FloatModel,
+        values: Mapping[str, LayerValues],
+        candidate: Candidate,
+        say: Report,
+    ) -> ModelProto:
+        say("quantizing")
+        model = self._write(base, values, candidate)
+        if not self.settings.finetune_epochs:
+            return model
+        say("fine-tuning")
+        training = QuantizedTraining(base.model, model, candidate.layer_choices, values)
+        self._train(training, say)
+        trained = _replace_floats(base.model, training.float_values())
+        return self._write(base, training.layer_values(), candidate, trained)
 
     def _train(self, module: nn.Module, say: Report) -> None:
         settings = self.settings
@@ -294,27 +331,59 @@ class Compressor:
             seed=self.seed,
             weight_decay=0.0,
             optimizer="adamw",
+            precision=settings.precision,
+            log=self._log,
             loss=distillation_loss if settings.distill else default_loss,
             report=lambda line: say(f"fine-tuning: {line}"),
         )
 
     @cached_property
+    def _statistics(self) -> Tensor:
+        """Samples that batch normalisation of a slice is estimated on, as in training."""
+        assert self.task.train is not None  # else there is no shared network
+        inputs = self.task.train.inputs
+        n_samples = min(len(inputs), _STATISTICS_BATCHES * batch_size(inputs[0]))
+        inputs = inputs[:: len(inputs) // n_samples][:n_samples].clone()
+        if self.task.augment is not None:
+            inputs = self.task.augment(inputs, torch.Generator().manual_seed(0))
+        return inputs
+
+    @cached_property
     def _training_data(self) -> Data:
         assert self.task.train is not None  # checked when the compressor was made
-        if not self.settings.distill:
-            return self.task.train
-        inputs = self.task.train.inputs
-        return Data(inputs, predict(self._original, inputs))
-
-
-def _batch_size(sample: Tensor) -> int:
-    return min(_MAX_BATCH, max(1, _BATCH_VALUES // sample.numel()))
+        inputs = self.task.train.inputs[: self.settings.n_finetuning]
+        if self.settings.distill:
+            return Data(inputs, predict(self._original, inputs))
+        return Data(inputs, self.task.train.targets[: self.settings.n_finetuning])
 
 
 def _is_close(outputs: Tensor, expected: Tensor) -> bool:
     if outputs.shape != expected.shape:
         return False
     return bool((outputs - expected).abs().max() <= _TOLERANCE * expected.abs().max() + 1e-6)
+
+
+def _folded_scales(part: SlicedModel, folded: nn.Module) -> dict[str, Tensor]:
+    """Return the scales of rounded weights after their normalisation was folded into them.
+
+    Folding multiplies each channel by a number, and so the step between its weights. A layer
+    where it does something else (groups of a transposed convolution share their scales) is left
+    out; its scales are searched for anew.
+    """
+    scales: dict[str, Tensor] = {}
+    for name, scale in part.scales.items():
+        layer = part.module.get_submodule(name)
+        assert isinstance(layer, LAYER_TYPES)
+        axis = channel_dim(layer, "out")
+        before = layer.weight.detach().abs()
+        after = folded.get_submodule(name).get_parameter("weight").detach().abs()
+        peaks = [w.movedim(axis, 0).flatten(1).amax(dim=1) for w in (before, after)]
+        growth = torch.where(peaks[0] > 0, peaks[1] / peaks[0], 1.0)
+        expected = before * along(growth, axis, before.ndim)
+        if torch.allclose(after, expected, rtol=1e-4, atol=0.0):
+            # A channel whose weights are all zero has any scale, but it must be positive.
+            scales[name] = scale * torch.where(growth > 0, growth, 1.0)
+    return scales
 
 
 def _corrected(values: LayerValues, correction: Correction) -> LayerValues:

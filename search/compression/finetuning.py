@@ -14,7 +14,7 @@ from ...evaluators.onnx_module import OnnxModule
 from ..candidate import LayerChoice
 from ._graph import initializers, layer_nodes, to_tensor
 from .quantization import LayerValues, output_axis
-from .quantizer import along, largest_integer
+from .quantizer import along, largest_integer, nearest_steps
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -25,13 +25,13 @@ class _RoundWeight(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(weight: Tensor, scale: Tensor, top: int) -> Tensor:
-        return (weight / scale).round_().clamp_(-top, top).mul_(scale)
+    def forward(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+        return nearest_steps(weight / scale, bits).mul_(scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], inputs[1], output)
-        ctx.top = inputs[2]
+        ctx.top = largest_integer(inputs[2])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -44,11 +44,27 @@ class _RoundWeight(torch.autograd.Function):
         return grad * inside, (grad * slope).sum(dim=axes, keepdim=True), None
 
 
+def round_weight(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Round a weight to the grid of a width.
+
+    Args:
+        weight: The weight.
+        scale: Broadcasts with it.
+        bits: The width.
+
+    Returns:
+        The rounded weight; gradients pass straight to the weight where it is not clipped, and to
+        the scale as in LSQ.
+    """
+    result: Tensor = _RoundWeight.apply(weight, scale, bits)  # type: ignore[no-untyped-call]  # torch's
+    return result
+
+
 @dataclass(frozen=True)
 class _IntegerLayer:
     node: str
     axis: int
-    top: int
+    bits: int
     scale: Tensor  # before training
     has_bias: bool
 
@@ -94,9 +110,9 @@ class QuantizedTraining(nn.Module):
                     weight = weight * along(given.gain, axis, weight.ndim)
                     scale = scale * given.gain
                 latent[f"{node.name}.weight"] = weight
-                top = largest_integer(choices[name].weight_bits)
+                bits = choices[name].weight_bits
                 has_bias = f"{node.name}.bias" in weights
-                self._layers.append(_IntegerLayer(node.name, axis, top, scale, has_bias))
+                self._layers.append(_IntegerLayer(node.name, axis, bits, scale, has_bias))
         # Float layers, norms and all biases are trained as they are.
         self._plain = tuple(name for name in weights if name not in latent)
         latent |= {name: weights[name].detach().clone() for name in self._plain}
@@ -112,8 +128,7 @@ class QuantizedTraining(nn.Module):
         for layer in self._layers:
             weight = self._weight(layer)
             scale = along(self._scale(layer), layer.axis, weight.ndim)
-            rounded = _RoundWeight.apply(weight, scale, layer.top)  # type: ignore[no-untyped-call]  # torch's
-            weights[f"{layer.node}.weight"] = rounded
+            weights[f"{layer.node}.weight"] = round_weight(weight, scale, layer.bits)
         return self._graph.run(inputs, weights)
 
     def _weight(self, layer: _IntegerLayer) -> Tensor:

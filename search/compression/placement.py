@@ -22,11 +22,12 @@ PASSING_OPS = frozenset(
         "ReduceMean",
         "Relu",
         "Reshape",
+        "Transpose",
     }
 )
 """Operators with an integer form: their inputs are quantized if their result is."""
 
-_SAME_GRID_OPS = frozenset({"MaxPool", "Flatten", "Reshape"})
+_SAME_GRID_OPS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose"})
 # A Relu or Clip on the result of one of these is an operator of its own, not the end of another.
 _UNFUSED_OPS = PASSING_OPS - {"Add"}
 

@@ -10,9 +10,9 @@ from ..candidate import Candidate
 from ..space import SearchSpace
 from .batch_norm import fold_batch_norm, reestimate_batch_norm
 from .surgery import remove_channels
-from .units import Unit, merge_units
+from .units import Removal, Unit, merge_units
 
-__all__ = ["fold_batch_norm", "prune", "reestimate_batch_norm"]
+__all__ = ["fold_batch_norm", "prune", "reestimate_batch_norm", "removed_channels"]
 
 
 def prune(model: nn.Module, candidate: Candidate, space: SearchSpace) -> nn.Module:
@@ -32,12 +32,21 @@ def prune(model: nn.Module, candidate: Candidate, space: SearchSpace) -> nn.Modu
     Raises:
         SpaceError: If the candidate does not belong to the space.
     """
+    pruned = copy.deepcopy(model)
+    remove_channels(pruned, removed_channels(candidate, space))
+    return pruned
+
+
+def removed_channels(candidate: Candidate, space: SearchSpace) -> Removal:
+    """Return the channels that a candidate removes, at each place of the model.
+
+    Raises:
+        SpaceError: If the candidate does not belong to the space.
+    """
     space.check(candidate)
     removed: list[Unit] = []
     for group, plan, (_, ratio) in zip(
         space.groups, space.channel_groups, candidate.pruning, strict=True
     ):
         removed += plan.removed(group.kept(ratio))
-    pruned = copy.deepcopy(model)
-    remove_channels(pruned, merge_units(removed))
-    return pruned
+    return merge_units(removed)

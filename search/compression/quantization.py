@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from ._graph import (
     set_metadata,
     to_tensor,
 )
+from .accumulation import bound_sums
 from .calibration import CalibrationMethod, Histogram
 from .placement import QuantizedTensor, place_quantizers
 from .quantizer import (
@@ -61,6 +62,46 @@ def output_axis(node: NodeProto) -> int:
     return 1
 
 
+@dataclass(frozen=True, slots=True)
+class AddedBias:
+    """The bias of a MatMul, which an Add node brings.
+
+    Attributes:
+        add: Name of the node.
+        position: Where it reads the bias.
+        name: The initializer.
+    """
+
+    add: str
+    position: int
+    name: str
+
+
+def added_biases(graph: GraphProto) -> dict[str, AddedBias]:
+    """Return the biases of MatMul layers by the names of their nodes.
+
+    In integers like those of other layers they let ONNX Runtime run the layer in integers, too.
+    """
+    constants = initializers(graph)
+    readers: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+    outputs = {value.name for value in graph.output}
+    found: dict[str, AddedBias] = {}
+    for node in (n for nodes in layer_nodes(graph).values() for n in nodes):
+        after = readers.get(node.output[0], [])
+        if node.op_type != "MatMul" or len(after) != 1 or node.output[0] in outputs:
+            continue
+        if after[0].op_type != "Add":
+            continue
+        channels = [constants[node.input[1]].dims[1]]
+        for position, name in enumerate(after[0].input):
+            if name in constants and list(constants[name].dims) == channels:
+                found[node.name] = AddedBias(after[0].name, position, name)
+    return found
+
+
 def activation_names(graph: GraphProto) -> tuple[str, ...]:
     """Return the tensors that are quantized when all layers are integer ones."""
     every = {n.name: 8 for nodes in layer_nodes(graph).values() for n in nodes}
@@ -76,6 +117,7 @@ def quantize(
     *,
     search_scales: bool = True,
     values: Mapping[str, LayerValues] | None = None,
+    accumulation_run: int | None = None,
 ) -> ModelProto:
     """Write a float graph with quantized activations, weights and biases.
 
@@ -87,6 +129,7 @@ def quantize(
         search_scales: Whether weight scales minimise the squared error or cover all weights.
         values: Weights, scales and biases, by the names of layers' nodes, that replace those of
             the float graph (after training, or to correct a bias).
+        accumulation_run: Steps that kernels are to sum in 16 bits; see `accumulation.bound_sums`.
 
     Returns:
         The graph in QDQ form.
@@ -100,7 +143,9 @@ def quantize(
         model.graph, {name: choice.activation_bits for name, choice in integer.items()}
     )
     grids = {t.root: histograms[t.root].grid(t.bits, method) for t in placed.values()}
-    writer = _Writer(initializers(model.graph), placed, grids)
+    writer = _Writer(
+        initializers(model.graph), placed, grids, added_biases(model.graph), accumulation_run
+    )
     for value in model.graph.input:
         writer.add_quantizer(value.name)
     for node in model.graph.node:
@@ -109,6 +154,7 @@ def quantize(
         for position, name in enumerate(node.input):
             if name in placed:
                 written.input[position] = f"{name}.dequantized"
+        writer.rename_bias(written, integer)
         if node.name in by_node:
             _note_widths(written, by_node[node.name])
         if node.name in integer:
@@ -148,12 +194,22 @@ class _Writer:
         floats: Mapping[str, TensorProto],
         placed: Mapping[str, QuantizedTensor],
         grids: Mapping[str, ActivationGrid],
+        added: Mapping[str, AddedBias],
+        accumulation_run: int | None,
     ) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self._floats = floats
         self._placed = placed
         self._grids = grids
+        self._added = added
+        self._run = accumulation_run
+
+    def rename_bias(self, node: NodeProto, integer: Collection[str]) -> None:
+        """Let an Add behind a MatMul that becomes an integer layer read its integer bias."""
+        for layer, bias in self._added.items():
+            if bias.add == node.name and layer in integer:
+                node.input[bias.position] = f"{layer}.bias"
 
     def add_quantizer(self, name: str) -> None:
         """Add the nodes that quantize a tensor, if that was decided."""
@@ -196,7 +252,7 @@ class _Writer:
         if scale is None:
             scale = weight_scales(weight, bits, axis, search=search_scales)
         gain = given.gain if given.gain is not None else torch.ones_like(scale)
-        if node.op_type in _BIASED_OPS:
+        if node.op_type in _BIASED_OPS or node.name in self._added:
             repeats = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
             if bias is None:
                 bias = self._bias(node, len(scale) * repeats)
@@ -205,9 +261,16 @@ class _Writer:
             scale = fit_scale_to_bias(scale, largest, input_scale)
             self._add_bias(node, bias, (gain * scale).repeat(repeats) * input_scale)
         quantized = quantize_weight(weight, scale, bits, axis)
+        # A single bit has no smaller value than 1.
+        if self._run is not None and bits > 1 and axis == 0 and weight.ndim in (2, 4):
+            data_max = (1 << self._grids[self._placed[source].root].bits) - 1
+            bounded = bound_sums(quantized.values, self._run, data_max)
+            quantized = replace(quantized, values=bounded)
         self._add_weight(node, replace(quantized, scale=gain * scale))
 
     def _bias(self, node: NodeProto, n_channels: int) -> Tensor:
+        if node.name in self._added:
+            return to_tensor(self._floats[self._added[node.name].name])
         if len(node.input) > 2 and node.input[2]:
             return to_tensor(self._floats[node.input[2]])
         return torch.zeros(n_channels)
@@ -221,8 +284,9 @@ class _Writer:
     def _add_bias(self, node: NodeProto, bias: Tensor, scale: Tensor) -> None:
         name = f"{node.name}.bias"
         self._add_constant(name, quantize_bias(bias, scale), scale, TensorProto.INT32, 0)
-        del node.input[2:]
-        node.input.append(name)
+        if node.name not in self._added:
+            del node.input[2:]
+            node.input.append(name)
 
     def _add_constant(
         self, name: str, integers: Tensor, scale: Tensor, kind: int, axis: int

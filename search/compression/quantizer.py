@@ -48,7 +48,7 @@ class QuantizedWeight:
     """Symmetric quantization of a weight per output channel, in a narrow range.
 
     Attributes:
-        values: int8, in `-(2**(bits-1) - 1) .. 2**(bits-1) - 1`.
+        values: int8, in `-(2**(bits-1) - 1) .. 2**(bits-1) - 1`; -1 or 1 for a single bit.
         scale: float32, one for each index of the axis.
         bits: Width of the integers.
         axis: Where the output channels are.
@@ -72,8 +72,16 @@ def along(vector: Tensor, axis: int, ndim: int) -> Tensor:
 
 
 def largest_integer(bits: int) -> int:
-    """Return the largest integer of a narrow signed range."""
-    return (1 << (bits - 1)) - 1
+    """Return the largest integer of a narrow signed range; of one bit, that of -1 and 1."""
+    return max(1, (1 << (bits - 1)) - 1)
+
+
+def nearest_steps(steps: Tensor, bits: int) -> Tensor:
+    """Return the nearest integers of a width, in place; a single bit stands for -1 or 1."""
+    if bits == 1:
+        return steps.copy_(torch.where(steps < 0, -1.0, 1.0))
+    top = largest_integer(bits)
+    return steps.round_().clamp_(-top, top)
 
 
 def weight_scales(weight: Tensor, bits: int, axis: int, *, search: bool = True) -> Tensor:
@@ -93,7 +101,7 @@ def weight_scales(weight: Tensor, bits: int, axis: int, *, search: bool = True) 
     top = largest_integer(bits)
     peaks = rows.abs().amax(dim=1)
     if search and rows.shape[1] > 1:
-        scales = _search(rows, peaks, top)
+        scales = _search(rows, peaks, bits)
     else:
         scales = peaks / top
     # A channel of zeros takes the scale of another, which suits its bias.
@@ -102,7 +110,8 @@ def weight_scales(weight: Tensor, bits: int, axis: int, *, search: bool = True) 
     return torch.where(peaks > 0, scales, spare).clamp_min(_MIN_SCALE)
 
 
-def _search(rows: Tensor, peaks: Tensor, top: int) -> Tensor:
+def _search(rows: Tensor, peaks: Tensor, bits: int) -> Tensor:
+    top = largest_integer(bits)
     stride = max(1, rows.shape[1] // _SAMPLES)
     sample = rows[:, ::stride].contiguous()
     best = peaks / top
@@ -110,27 +119,26 @@ def _search(rows: Tensor, peaks: Tensor, top: int) -> Tensor:
     # A normal distribution wants 0.3 of its peak at 2 bits and nearly all of it at 8.
     for fraction in torch.linspace(1.0, 0.25, _FRACTIONS).tolist():
         scales = (peaks * (fraction / top)).clamp_min(_MIN_SCALE)
-        error = (sample - _rounded(sample, scales, top) * scales[:, None]).square_().sum(dim=1)
+        error = (sample - _rounded(sample, scales, bits) * scales[:, None]).square_().sum(dim=1)
         best = torch.where(error < least, scales, best)
         least = torch.minimum(error, least)
     # The best scale for given integers is a projection, which changes the integers in turn.
     for _ in range(_REFINEMENTS):
-        integers = _rounded(rows, best, top)
+        integers = _rounded(rows, best, bits)
         norm = integers.square().sum(dim=1)
         projected = (rows * integers).sum(dim=1) / norm.clamp_min(1)
         best = torch.where(norm > 0, projected, best).clamp_min(_MIN_SCALE)
     return best
 
 
-def _rounded(rows: Tensor, scales: Tensor, top: int) -> Tensor:
-    return (rows / scales[:, None]).round_().clamp_(-top, top)
+def _rounded(rows: Tensor, scales: Tensor, bits: int) -> Tensor:
+    return nearest_steps(rows / scales[:, None], bits)
 
 
 def quantize_weight(weight: Tensor, scale: Tensor, bits: int, axis: int) -> QuantizedWeight:
     """Round a weight to integers at the given scales."""
-    top = largest_integer(bits)
     steps = weight.detach().float() / along(scale, axis, weight.ndim)
-    return QuantizedWeight(steps.round_().clamp_(-top, top).to(torch.int8), scale, bits, axis)
+    return QuantizedWeight(nearest_steps(steps, bits).to(torch.int8), scale, bits, axis)
 
 
 def fit_scale_to_bias(scale: Tensor, bias: Tensor, input_scale: float) -> Tensor:

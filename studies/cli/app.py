@@ -9,12 +9,16 @@ from typing import Annotated
 import typer
 
 from ...hw_profiles.errors import ParedownError
+from .cache import cache_app
+from .explain import explain
 from .export import export
+from .finetune import finetune
 from .front import front
 from .measure import measure
 from .profiles import profiles_app
 from .report import report
 from .search import search
+from .space import space
 from .verify import verify
 
 FAILED = 1
@@ -29,13 +33,17 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(space)
 app.command()(search)
 app.command()(front)
 app.command()(report)
+app.command()(explain)
+app.command()(finetune)
 app.command()(export)
 app.command()(verify)
 app.command()(measure)
 app.add_typer(profiles_app, name="profiles")
+app.add_typer(cache_app, name="cache")
 
 
 def _print_version(value: bool) -> None:

@@ -41,6 +41,15 @@ def export(
     all_trials: Annotated[
         bool, typer.Option("--all", help="Pick among all trials, not only the front.")
     ] = False,
+    finetune_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--finetune",
+            min=1,
+            metavar="EPOCHS",
+            help="Train the trial first, as `finetune` does.",
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle that is there already.")
     ] = False,
@@ -73,6 +82,12 @@ def export(
         assert trial is not None  # checked above
         chosen = trial
     with show_steps() as tell:
+        if finetune_epochs is not None:
+            from ..finetune import FinetuneOptions, finetune_trial
+
+            added = finetune_trial(record, chosen, FinetuneOptions(finetune_epochs), report=tell)
+            assert added is not None  # `export` is no command for several processes
+            record, chosen = read_study(storage, study), added.number
         bundle = export_trial(record, chosen, output, force=force, report=tell)
     if form == "json":
         print_json({"folder": str(output), **bundle.to_json()})

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def measure(
     model: Annotated[Path, typer.Argument(metavar="MODEL.ONNX", help="ONNX file.")],
     runtimes: Annotated[
-        str, typer.Option(metavar="NAMES", help="Runtimes, separated by commas.")
+        str,
+        typer.Option(metavar="NAMES", help="Runtimes, separated by commas; all: what is here."),
     ] = "tvm,onnxruntime",
     profile: Annotated[
         str, typer.Option(metavar="NAME", help="Hardware profile, or its TOML file.")
@@ -29,15 +30,19 @@ def measure(
     """Time an ONNX file in several runtimes, interleaved, each in its own process.
 
     The ratio is the time over that of the first runtime in the same moments: below 1 is faster.
+    The difference is that of the outputs from its, as a share of the largest.
 
-    Example: paredown measure model.onnx --runtimes tvm,onnxruntime,openvino --threads 2
+    Example: paredown measure model.onnx --runtimes tvm,onnxruntime,openvino,litert
     """
     names = [name.strip() for name in runtimes.split(",") if name.strip()]
     if not names or len(set(names)) != len(names):
         raise typer.BadParameter(f"--runtimes must name each runtime once, but got '{runtimes}'.")
     from ...evaluators.latency import compare_runtimes
-    from ...evaluators.runtimes import get_runtime, require_installed
+    from ...evaluators.runtimes import get_runtime, installed_runtimes, require_installed
     from ...hw_profiles import check_runs_here, load_profile
+
+    if names == ["all"]:
+        names = list(installed_runtimes())
 
     device = load_profile(profile)
     if threads is not None:
@@ -65,6 +70,7 @@ def _plain(model: Path, threads: int, compared: dict[str, RuntimeComparison]) ->
             "ratio": None if latency is None else latency.ratio,
             "n_runs": None if latency is None else latency.n_runs,
             "is_noisy": None if latency is None else latency.is_noisy,
+            "difference": comparison.difference,
             "error": comparison.error,
         }
     return {"model": str(model), "threads": threads, "runtimes": answer}
@@ -76,13 +82,13 @@ def _print_table(compared: dict[str, RuntimeComparison]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("runtime", "version"):
         table.add_column(column)
-    for column in ("latency", "spread", "ratio"):
+    for column in ("latency", "spread", "ratio", "difference"):
         table.add_column(column, justify="right")
     table.add_column("")
     for name, comparison in compared.items():
         latency = comparison.latency
         if latency is None:
-            table.add_row(name, comparison.version, "", "", "", f"failed: {comparison.error}")
+            table.add_row(name, comparison.version, *[""] * 4, f"failed: {comparison.error}")
             continue
         ratio = "" if latency.ratio is None else f"{latency.ratio:.3f}"
         table.add_row(
@@ -91,6 +97,7 @@ def _print_table(compared: dict[str, RuntimeComparison]) -> None:
             f"{latency.latency_us:.1f} us",
             f"±{latency.spread_us:.1f}",
             ratio,
+            "" if comparison.difference is None else f"{comparison.difference:.1e}",
             "noisy" if latency.is_noisy else "",
         )
     results().print(table)

@@ -60,14 +60,39 @@ def search(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="tpe, nsga2, nsga3, gp, qmc or random (tpe)."),
+        typer.Option(metavar="NAME", help="guided, tpe, nsga2, nsga3, gp, qmc, random (guided)."),
+    ] = None,
+    early_stopping: Annotated[
+        bool | None,
+        typer.Option(
+            "--early-stopping/--whole-trials",
+            help="Give a candidate up as soon as it cannot reach the front any more (default).",
+        ),
     ] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How activation ranges are found.")
     ] = None,
+    accuracy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="Weights of trials: shared (cut out of one trained network), finetune (trained "
+            "for each) or ptq (no training); default: shared where the task has training data.",
+        ),
+    ] = None,
+    shared_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Epochs of the shared network's training.")
+    ] = None,
     finetune_epochs: Annotated[
         int | None,
-        typer.Option(min=0, help="Fine-tuning epochs of each trial; default: the task's."),
+        typer.Option(min=0, help="Epochs of each trial in mode finetune; default: the task's."),
+    ] = None,
+    tie: Annotated[
+        str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers that stay as they are; may be repeated."),
     ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Least accuracy of a feasible trial.")
@@ -77,6 +102,15 @@ def search(
     ] = None,
     max_size_bytes: Annotated[
         int | None, typer.Option(help="Largest size of a feasible trial.")
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option(help="How many times faster than the uncompressed model.")
+    ] = None,
+    min_shrink: Annotated[
+        float | None, typer.Option(help="How many times smaller than the uncompressed model.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", help="Most accuracy that may be lost.")
     ] = None,
     output: TextFormatOption = "table",
 ) -> None:
@@ -106,12 +140,19 @@ def search(
             "data": None if data is None else str(data),
             "runtime": runtime,
             "sampler": sampler,
+            "early_stopping": early_stopping,
             "calibration": calibration,
+            "accuracy": accuracy,
+            "shared_epochs": shared_epochs,
             "finetune_epochs": finetune_epochs,
+            "space": {"tie": tie, "exclude": exclude or None},
             "constraints": {
                 "min_accuracy": min_accuracy,
                 "max_latency_us": max_latency_us,
                 "max_size_bytes": max_size_bytes,
+                "min_speedup": min_speedup,
+                "min_shrink": min_shrink,
+                "max_accuracy_drop": max_accuracy_drop,
             },
         },
         file,

@@ -108,6 +108,7 @@ def render_settings(view: ReportView) -> str:
         ("Sampler", settings.sampler),
         ("Seed", str(settings.seed)),
         ("Calibration", settings.calibration),
+        ("Weights of candidates", settings.accuracy),
         ("Fine-tuning", _epochs(settings.finetune_epochs)),
         ("Largest pruning ratio", f"{settings.max_pruning_ratio:g}"),
         ("Weight bits", _widths(settings.weight_bits, settings.include_float)),

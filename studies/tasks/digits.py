@@ -57,6 +57,7 @@ def make_digits(
         calibration=train.inputs[:N_CALIBRATION].clone(),
         validation=validation,
         train=train,
+        augment=recipe.augment,
         finetune_epochs=2,
     )
 

@@ -15,7 +15,6 @@ from .models import ResidualNet
 DEFAULT_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 WIDTHS = (16, 32, 64)
 N_CALIBRATION = 512
-N_FINETUNING = 12_000
 N_CLASSES = 10
 
 
@@ -60,8 +59,8 @@ def make_fashion_mnist(
         example_input=validation.inputs[:1].clone(),
         calibration=train.inputs[:N_CALIBRATION].clone(),
         validation=validation,
-        # A fifth of the images, so that an epoch of each trial takes seconds.
-        train=Data(train.inputs[:N_FINETUNING].clone(), train.targets[:N_FINETUNING].clone()),
+        train=train,
+        augment=recipe.augment,
         finetune_epochs=1,
     )
 

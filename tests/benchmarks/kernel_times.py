@@ -221,7 +221,7 @@ def _run(library: Path) -> tuple[list[str], Sequence[float], Sequence[float]]:
     import tvm
     from tvm import relax
 
-    from paredown.evaluators.tvm.signature import read_signature
+    from paredown.evaluators.tvm.signature import read_network, read_signature
 
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     rng = np.random.default_rng(0)
@@ -241,7 +241,7 @@ def _run(library: Path) -> tuple[list[str], Sequence[float], Sequence[float]]:
             start = perf_counter_ns()
         return 0
 
-    main = machine["main"]
+    main = read_network(machine)
     main(*inputs)
     machine.set_instrument(instrument)
     runs = []

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paredown.evaluators.accuracy import AccuracyError, evaluate, predict, top1_accuracy
+from paredown.evaluators.accuracy import (
+    AccuracyError,
+    evaluate,
+    evaluate_in_batches,
+    predict,
+    sqnr_db,
+    top1_accuracy,
+    top1_agreement,
+)
 from paredown.evaluators.task import Data
 
 
@@ -65,3 +73,72 @@ def test_evaluate_refuses_a_metric_that_is_not_finite() -> None:
     data = Data(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
     with pytest.raises(AccuracyError, match="'broken' returned nan"):
         evaluate(nn.Identity(), data, broken)
+
+
+def coin_data(n: int, share: float, seed: int) -> Data:
+    """Inputs whose class an identity predicts rightly with a given probability."""
+    rng = torch.Generator().manual_seed(seed)
+    targets = torch.randint(0, 2, (n,), generator=rng)
+    is_right = torch.rand(n, generator=rng) < share
+    return Data(
+        nn.functional.one_hot(torch.where(is_right, targets, 1 - targets), 2).float(), targets
+    )
+
+
+@pytest.mark.parametrize(("step", "counts"), [(40, [40, 80, 100]), (200, [100]), (50, [50, 100])])
+def test_partial_accuracies_end_with_that_of_evaluate(step: int, counts: list[int]) -> None:
+    data = coin_data(100, 0.8, 0)
+    found = list(evaluate_in_batches(nn.Identity(), data, step=step))
+    assert [part.n_images for part in found] == counts
+    assert found[-1].accuracy == evaluate(nn.Identity(), data)
+    assert found[-1].half_width == 0.0
+    assert found == list(evaluate_in_batches(nn.Identity(), data, step=step))
+
+
+def test_partial_accuracies_see_the_samples_of_a_sorted_set_in_another_order() -> None:
+    targets = torch.arange(1000) // 500
+    data = Data(torch.tensor([[1.0, 0.0]]).expand(1000, 2), targets)  # the first half is right
+    first = next(evaluate_in_batches(nn.Identity(), data, step=200))
+    assert abs(first.accuracy - 0.5) <= first.half_width < 0.08
+
+
+@pytest.mark.parametrize("is_share", [True, False])
+def test_intervals_hold_the_whole_as_often_as_they_say(is_share: bool) -> None:
+    def mean(outputs: Tensor, targets: Tensor) -> float:
+        return top1_accuracy(outputs, targets)
+
+    n_inside = 0
+    for seed in range(100):
+        data = coin_data(1000, 0.9, seed)
+        whole = evaluate(nn.Identity(), data)
+        parts = evaluate_in_batches(
+            nn.Identity(), data, top1_accuracy if is_share else mean, step=50, seed=seed
+        )
+        part = next(part for part in parts if part.n_images == 400)
+        n_inside += abs(part.accuracy - whole) <= part.half_width
+    assert 89 <= n_inside <= 99
+
+
+def test_few_parts_say_nothing_about_a_metric_that_is_no_share() -> None:
+    data = Data(torch.ones(10, 1), torch.ones(10, 1))
+    parts = list(evaluate_in_batches(nn.Identity(), data, lambda x, y: 0.5, step=2))
+    assert [part.half_width for part in parts] == [*[float("inf")] * 3, 0.0, 0.0]
+
+
+def test_agreement_compares_the_largest_outputs() -> None:
+    reference = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 0.5]])
+    outputs = torch.tensor([[5.0, 6.0], [0.0, 3.0], [0.0, 9.0]])
+    assert top1_agreement(outputs, reference) == pytest.approx(2 / 3)
+
+
+def test_sqnr_of_a_hand_computed_case() -> None:
+    reference = torch.tensor([[3.0, 4.0]])
+    assert sqnr_db(reference + torch.tensor([[0.3, 0.4]]), reference) == pytest.approx(20.0)
+    assert sqnr_db(reference, reference) == 200.0
+
+
+def test_data_of_a_model_agree_with_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    data = Data.from_model(model, torch.randn(6, 4))
+    assert evaluate(model, data, top1_agreement) == 1.0

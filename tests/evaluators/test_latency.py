@@ -65,6 +65,10 @@ def test_runtimes_are_compared(small_net: Path, profile: HardwareProfile) -> Non
     assert first.ratio == 1.0
     assert second.baseline_us == first.latency_us
     assert second.ratio == pytest.approx(second.latency_us / first.latency_us, rel=0.3)
+    assert results["onnxruntime"].difference == 0
+    difference = results["openvino"].difference
+    assert difference is not None
+    assert 0 <= difference < 1e-4
 
 
 @pytest.mark.slow
@@ -77,6 +81,7 @@ def test_runtime_that_fails_lets_the_others_go_on(
     latency = results["onnxruntime"].latency
     assert latency is not None
     assert latency.ratio is None
+    assert results["onnxruntime"].difference is None
 
 
 @pytest.mark.slow

@@ -18,11 +18,20 @@ from paredown.hw_profiles.profile import HardwareProfile
 pytestmark = pytest.mark.slow  # tvm takes seconds to import
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
+ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.device) if name in ON_GPU else name
+        for name in sorted(RUNTIMES)
+    ]
+)
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     runtime = get_runtime(request.param)
-    if runtime.version() is None:
-        pytest.skip(f"the library of runtime '{request.param}' is not installed")
+    lack = runtime.missing()
+    if lack is not None:
+        pytest.skip(f"runtime '{request.param}': {lack}")
     return runtime
 
 

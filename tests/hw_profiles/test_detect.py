@@ -43,11 +43,28 @@ def test_a_cpu_without_one_of_them_is_portable(lacking: str) -> None:
     assert (profile.isa, profile.vector_bits) == ("portable", 128)
 
 
-def test_an_arm_board_is_portable_with_neon() -> None:
-    profile = detect_profile(BOARD)
-    assert (profile.arch, profile.isa, profile.features) == ("aarch64", "portable", ("asimd",))
+@pytest.mark.parametrize(
+    ("more", "isa", "attributes"),
+    [
+        ((), "neon", ["+neon"]),
+        (("asimddp",), "neon_dotprod", ["+neon", "+dotprod"]),
+        (("asimddp", "i8mm"), "neon_i8mm", ["+neon", "+dotprod", "+i8mm"]),
+    ],
+)
+def test_an_arm_board_gets_the_best_of_neon(
+    more: tuple[str, ...], isa: str, attributes: list[str]
+) -> None:
+    profile = detect_profile(dataclasses.replace(BOARD, flags=BOARD.flags | {*more}))
+    assert (profile.arch, profile.isa, profile.vector_bits) == ("aarch64", isa, 128)
+    assert profile.features == ("asimd", *more)
     assert profile.target["mcpu"] == "cortex-a72"
-    assert profile.target["mattr"] == ["+neon"]
+    assert profile.target["mattr"] == attributes
+
+
+def test_a_laptop_with_vnni_gets_its_kernels() -> None:
+    profile = detect_profile(dataclasses.replace(PC, flags=PC.flags | {"avx_vnni"}))
+    assert (profile.isa, profile.vector_bits) == ("avxvnni", 256)
+    assert profile.target["mattr"] == ["+avxvnni"]
 
 
 def test_another_architecture_is_refused() -> None:

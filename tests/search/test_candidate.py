@@ -55,7 +55,7 @@ def test_lookups_by_name() -> None:
 @pytest.mark.parametrize(
     ("weight_bits", "activation_bits", "match"),
     [
-        (1, 8, "`weight_bits` must lie between 2 and 8, or be 32 for float, but got 1"),
+        (0, 8, "`weight_bits` must lie between 1 and 8, or be 32 for float, but got 0"),
         (9, 8, "`weight_bits` must lie between"),
         (4, 6, "`activation_bits` must be 7 or 8 in an integer layer, but got 6"),
         (4, 32, "`activation_bits` must be 7 or 8"),
@@ -85,7 +85,7 @@ def test_candidate_refuses_a_repeated_name() -> None:
         ({"version": None}, "`version` of a candidate must be 1, but got None"),
         ({"layers": {"fc": {"weight_bits": 4}}}, "KeyError"),
         ({"layers": {"fc": 4}}, "TypeError"),
-        ({"layers": {"fc": {"weight_bits": 9, "activation_bits": 8}}}, "between 2 and 8"),
+        ({"layers": {"fc": {"weight_bits": 9, "activation_bits": 8}}}, "between 1 and 8"),
         ({"pruning": [1]}, "AttributeError"),
     ],
 )

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -14,6 +15,7 @@ from paredown.evaluators.timing import LatencyProtocol
 from paredown.evaluators.worker import Worker
 from paredown.hw_profiles import load_profile
 from paredown.search.compression.compressor import Compressor
+from paredown.search.early_stopping import Gate, StoppedEarly
 from paredown.search.objective import Objective
 from paredown.search.space import SearchSpace
 
@@ -113,3 +115,53 @@ def test_failure_leaves_the_objective_usable(
             objective.evaluate(space.uniform(8))
 
     assert objective.evaluate(space.uniform(7)).accuracy > 0
+
+
+def test_a_candidate_is_given_up_before_it_is_built(
+    objective: Objective, space: SearchSpace, tmp_path: Path
+) -> None:
+    baseline = objective.evaluate(space.baseline())
+    before = set(tmp_path.iterdir())
+    steps: list[str] = []
+    better = np.array([[-1.1, 1.0, 0.0]])
+    gate = Gate(better, (4,))
+
+    with pytest.raises(StoppedEarly, match="trial 4 is better in everything") as info:
+        objective.evaluate(space.uniform(8), steps.append, gate)
+
+    accuracy, size_bytes, latency_us = info.value.estimates
+    assert accuracy is not None
+    assert 0 <= accuracy <= 1
+    assert size_bytes is not None
+    assert size_bytes < baseline.size_bytes / 3
+    assert latency_us is None
+    assert "compiling" not in steps
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_an_open_gate_changes_nothing(objective: Objective, space: SearchSpace) -> None:
+    objective.evaluate(space.baseline())
+    whole = objective.evaluate(space.uniform(8))
+    gated = objective.evaluate(space.uniform(8), gate=Gate(np.empty((0, 3)), ()))
+    assert gated.accuracy == whole.accuracy
+    assert gated.size_bytes == whole.size_bytes
+
+
+def test_a_bound_on_size_stops_at_once(objective: Objective, space: SearchSpace) -> None:
+    objective.evaluate(space.baseline())
+    gate = Gate(np.empty((0, 3)), (), limits=(np.inf, 10.0, np.inf))
+    with pytest.raises(StoppedEarly, match=r"its size is .* beyond the bound of 10") as info:
+        objective.evaluate(space.uniform(8), gate=gate)
+    assert info.value.estimates[0] is None
+
+
+def test_a_probe_times_without_a_trial(
+    objective: Objective, space: SearchSpace, tmp_path: Path
+) -> None:
+    baseline = objective.evaluate(space.baseline())
+    before = set(tmp_path.iterdir())
+    sample = objective.probe(space.uniform(8))
+    assert sample.latency_us is not None
+    assert 0 < sample.latency_us < 10 * baseline.latency_us
+    assert sample.times is None  # ONNX Runtime does not tell its layers apart
+    assert set(tmp_path.iterdir()) == before

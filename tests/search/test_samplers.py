@@ -3,6 +3,7 @@ from __future__ import annotations
 import optuna
 import pytest
 
+from paredown.search.guided import GuidedSampler
 from paredown.search.samplers import DEFAULT_SAMPLER, list_samplers, make_sampler
 
 
@@ -33,9 +34,9 @@ def test_every_sampler_runs_and_repeats_itself(name: str) -> None:
 
 def test_the_default_comes_first() -> None:
     assert list_samplers()[0] == DEFAULT_SAMPLER
-    assert isinstance(make_sampler(), optuna.samplers.TPESampler)
+    assert isinstance(make_sampler(), GuidedSampler)
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"`sampler` must be one of \('tpe', .*but got 'grid'"):
+    with pytest.raises(ValueError, match=r"`sampler` must be one of \('guided', .*but got 'grid'"):
         make_sampler("grid")

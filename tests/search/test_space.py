@@ -18,6 +18,7 @@ from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice
 from paredown.search.space import (
     LayerInfo,
+    LayerRule,
     PruningGroup,
     SearchSpace,
     SpaceError,
@@ -265,3 +266,99 @@ def test_kept_counts_are_multiples(profile: HardwareProfile, ratio: float, chann
         assert group.kept_options[-1] == channels
         assert all(kept % 8 == 0 for kept in group.kept_options[:-1])
         assert group.kept_options[0] >= channels * (1 - limit.max_pruning_ratio) - 1e-6
+
+
+# ---- rules and ties
+
+
+def tied(settings: SpaceSettings, build: Build, profile: HardwareProfile) -> SearchSpace:
+    model, example = build("residual")
+    return SearchSpace.from_model(model, example, profile, settings)
+
+
+def test_rules_and_exclusions_hold_for_the_layers_they_fit(
+    build: Build, profile: HardwareProfile
+) -> None:
+    settings = SpaceSettings(
+        rules=(
+            LayerRule("left.*", max_pruning_ratio=0.4, weight_bits=(4, 8)),
+            LayerRule("left.2.*", weight_bits=(8,), include_float=False),
+        ),
+        exclude=("head", "down.*"),
+    )
+    space = tied(settings, build, profile)
+    bits = {layer.name: layer.weight_bits for layer in space.layers}
+    assert bits["left.0.0"] == (4, 8, 32)
+    assert bits["left.2.0"] == (8,)
+    assert bits["head"] == bits["down.0.0"] == (32,)
+    groups = {group.name: group.kept_options for group in space.groups}
+    assert groups == {"left.0.0": (16, 24)}  # 0.4 of 24 channels; the others are bound below 0.4
+    reasons = dict(space.unprunable)
+    assert reasons["down.0.0"] == "the settings keep its channels"
+
+
+def test_a_pattern_must_fit_a_layer(build: Build, profile: HardwareProfile) -> None:
+    with pytest.raises(SpaceError, match=r"'lift\.\*' fits none of stem\.0, left\.0\.0"):
+        tied(SpaceSettings(exclude=("lift.*",)), build, profile)
+    with pytest.raises(ValueError, match="`tie` must be one of"):
+        SpaceSettings(tie="network")
+
+
+def test_tied_layers_and_groups_choose_once(build: Build, profile: HardwareProfile) -> None:
+    space = tied(SpaceSettings(tie="stage", weight_bits=(4, 8)), build, profile)
+    free = tied(SpaceSettings(weight_bits=(4, 8)), build, profile)
+    assert space.digest != free.digest
+    trial = optuna.create_study().ask()
+    candidate = space.suggest(trial)
+    assert trial.params.keys() == {
+        "keep/stem.0", "keep/skip", "weight_bits/stem.0", "weight_bits/skip", "weight_bits/head",
+    }  # fmt: skip
+    choices = candidate.layer_choices
+    assert choices["stem.0"] == choices["left.0.0"] == choices["left.2.0"]
+    assert space.params(candidate) == trial.params
+
+
+def test_blocks_are_the_numbered_modules(build: Build, profile: HardwareProfile) -> None:
+    space = tied(SpaceSettings(tie="block", weight_bits=(4, 8)), build, profile)
+    names = {n for n in space.params(space.uniform(4)) if n.startswith("weight_bits")}
+    assert names == {
+        f"weight_bits/{name}"
+        for name in ("stem.0", "left.0.0", "left.2.0", "skip", "down.0.0", "down.2.0", "head")
+    }
+    space = tied(SpaceSettings(tie=(("left.*", "down.*"),)), build, profile)
+    names = {n for n in space.params(space.uniform(4)) if n.startswith("weight_bits")}
+    assert names == {f"weight_bits/{n}" for n in ("stem.0", "left.0.0", "skip", "head")}
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_tied_params_are_the_inverse_of_suggest(seed: int) -> None:
+    space = dataclasses.replace(
+        SPACE,
+        layers=(SPACE.layers[0], dataclasses.replace(SPACE.layers[0], name="b"), SPACE.layers[2]),
+        group_leaders=(1, 1),
+        layer_leaders=(0, 0, 2),
+    )
+    candidate = space.random(np.random.default_rng(seed))
+    space.check(candidate)
+    assert ask(space, space.params(candidate)) == candidate
+    assert space.params(candidate).keys() == {"keep/block.conv1", "weight_bits/stem"}
+    ratio = candidate.pruning_ratios["block.conv1"]
+    assert abs(candidate.pruning_ratios["stem"] - ratio) <= 4 / 64 + 1e-9
+
+
+def test_a_candidate_that_breaks_a_tie_is_refused() -> None:
+    space = dataclasses.replace(SPACE, group_leaders=(1, 1))
+    broken = SPACE.uniform(8)
+    broken = dataclasses.replace(broken, pruning=(("stem", 0.5), ("block.conv1", 0.0)))
+    with pytest.raises(SpaceError, match="group 'stem' must keep 64 channels, but keeps 32"):
+        space.check(broken)
+
+
+def test_tied_layers_need_a_common_width(build: Build, profile: HardwareProfile) -> None:
+    settings = SpaceSettings(
+        tie=(("stem.*", "head"),),
+        include_float=False,
+        rules=(LayerRule("stem.0", weight_bits=(4,)), LayerRule("head", weight_bits=(8,))),
+    )
+    with pytest.raises(SpaceError, match="Tied layers must have a width in common"):
+        tied(settings, build, profile)

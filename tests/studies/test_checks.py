@@ -48,10 +48,26 @@ def test_runtime_must_be_one_of_the_profile(tmp_path: object) -> None:
         check_profile(make_config({"task": "x", "runtime": "onnxruntime", "profile": path}))
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "grid"}, {"calibration": "median"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"sampler": "grid"}, {"calibration": "median"}, {"accuracy": "exact"}, {"criterion": "l3"}],
+)
 def test_unknown_names(settings: dict[str, str]) -> None:
     with pytest.raises(StudyError, match=rf"must be one of .*{next(iter(settings.values()))}"):
         check_settings(StudySettings(**settings))  # type: ignore[arg-type]  # both are names
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accuracy": "ptq", "finetune_epochs": 2}, "goes with `accuracy` 'finetune'"),
+        ({"accuracy": "finetune", "shared_epochs": 2}, "goes with `accuracy` 'shared'"),
+        ({"shared_epochs": 1, "finetune_epochs": 2}, "different ways to train"),
+    ],
+)
+def test_epochs_of_another_mode(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        check_settings(StudySettings(**settings))  # type: ignore[arg-type]  # each has its type
 
 
 def test_same_options_go_on(synthetic_study: StudyRecord) -> None:
@@ -75,6 +91,10 @@ def test_cores_and_words_of_a_profile_may_change(synthetic_study: StudyRecord) -
     [
         ({"task": "mnist"}, "task 'digits', but this run asks for 'mnist'"),
         ({"threads": 2}, "threads 1, but this run asks for 2"),
+        (
+            {"settings": StudySettings(runtime="litert")},
+            "setting runtime 'tvm', but this run asks for 'litert'",
+        ),
         ({"settings": StudySettings(seed=5)}, "setting seed 0, but this run asks for 5"),
         (
             {"settings": StudySettings(constraints=Constraints(min_accuracy=0.9))},

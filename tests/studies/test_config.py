@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from paredown.search.rules import LayerRule
 from paredown.studies.config import ConfigError, make_config
 
 
@@ -108,3 +109,34 @@ def test_unreadable_file(tmp_path: Path) -> None:
 def test_storage_in_memory_is_refused() -> None:
     with pytest.raises(ConfigError, match="not in memory"):
         make_config({"task": "digits", "storage": "sqlite://"})
+
+
+def test_rules_of_layers(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'task = "digits"\n[space]\nexclude = ["head"]\ntie = "stage"\n'
+        '[[space.layers]]\nmatch = "blocks.0.*"\nweight_bits = [4, 8]\n'
+        '[[space.layers]]\nmatch = "conv"\nmax_pruning_ratio = 0.0\n'
+    )
+    settings = make_config({}, file).settings()
+    assert settings.exclude == ("head",)
+    assert settings.tie == "stage"
+    assert settings.rules == (
+        LayerRule("blocks.0.*", weight_bits=(4, 8)),
+        LayerRule("conv", max_pruning_ratio=0.0),
+    )
+    file.write_text('task = "digits"\n[space]\ntie = [["a.*", "b"], ["c"]]\n')
+    assert make_config({}, file).settings().tie == (("a.*", "b"), ("c",))
+
+
+def test_a_wrong_rule_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        'task = "digits"\n[[space.layers]]\nmatch = "a"\n'
+        '[[space.layers]]\nmatch = "b"\nweight_bit = [8]\n'
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r":6: Unknown key `space\.layers\.weight_bit`. Did you mean `weight_bits`",
+    ):
+        make_config({}, file)

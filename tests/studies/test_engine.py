@@ -18,6 +18,7 @@ from paredown.hw_profiles import ParedownError, load_profile
 from paredown.search.candidate import Candidate
 from paredown.studies.config import make_config
 from paredown.studies.engine import run_study
+from paredown.studies.errors import StudyError
 from paredown.studies.observer import Observer
 from paredown.studies.records import StudyRecord, TrialRecord
 from paredown.studies.storage import load_model, read_study
@@ -106,6 +107,21 @@ def test_study_runs_and_goes_on(options: Options) -> None:
     assert again.trials[:6] == record.trials
     assert again.n_finished == 8
     assert len({trial.candidate for trial in again.complete}) == len(again.complete)
+
+
+@pytest.mark.slow
+def test_runtime_is_part_of_a_study(options: Options) -> None:
+    pytest.importorskip("ai_edge_litert")
+    config = {**options, "runtime": "litert", "trials": 2}
+
+    record = run_study(make_config(config))
+
+    assert record.settings.runtime == "litert"
+    assert [trial.error for trial in record.trials] == [None, None]
+    assert record.trials[1].latency is not None
+    assert record.trials[1].latency.baseline_us is not None
+    with pytest.raises(StudyError, match="runtime 'litert', but this run asks for 'onnxruntime'"):
+        run_study(make_config(options))
 
 
 @pytest.mark.slow

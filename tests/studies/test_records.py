@@ -109,3 +109,17 @@ def test_accuracy_bound_is_an_upper_one_where_lower_is_better() -> None:
 def test_bounds_must_be_positive(field: str) -> None:
     with pytest.raises(ValueError, match=f"`{field}` must be positive"):
         Constraints(**{field: 0})
+
+
+def test_relative_bounds_become_absolute_ones() -> None:
+    baseline = (0.97, 1000.0, 80.0)
+    wanted = Constraints(min_speedup=2.0, min_shrink=3.0, max_accuracy_drop=0.5)
+    assert wanted.resolve(baseline) == Constraints(0.965, 40.0, 333)
+    both = Constraints(0.968, 30.0, 500, 2.0, 3.0, 0.5)
+    assert both.resolve(baseline) == Constraints(0.968, 30.0, 333)
+    assert Constraints().resolve(baseline) == Constraints()
+    # Where lower is better, a drop is a rise.
+    lower = Constraints(max_accuracy_drop=2.0).resolve((0.5, 1.0, 1.0), higher_is_better=False)
+    assert lower.min_accuracy == 0.52
+    with pytest.raises(ValueError, match="`min_speedup` must be positive, but got 0"):
+        Constraints(min_speedup=0.0)

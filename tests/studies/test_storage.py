@@ -8,6 +8,7 @@ import optuna
 import pytest
 from onnx import TensorProto, helper
 
+from paredown.search.rules import LayerRule
 from paredown.studies.records import Constraints, StudyRecord, StudySettings, TrialRecord
 from paredown.studies.storage import (
     StorageError,
@@ -36,7 +37,13 @@ def url(tmp_path: Path) -> str:
 
 def test_description_survives_the_round_trip(url: str, new_record: NewRecord) -> None:
     settings = StudySettings(
-        seed=3, weight_bits=(4, 8), constraints=Constraints(0.9, 50.0, 1000), data_dir="/data"
+        seed=3,
+        weight_bits=(4, 8),
+        constraints=Constraints(0.9, 50.0, 1000),
+        data_dir="/data",
+        exclude=("head",),
+        tie=(("a.*", "b"),),
+        rules=(LayerRule("a", 0.5, (4,)),),
     )
     record = new_record([], settings=settings, task_digest="ab", space_digest="cd")
 

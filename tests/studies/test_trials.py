@@ -9,6 +9,7 @@ import pytest
 
 from paredown.evaluators.measurement import EvaluationError, Latency
 from paredown.search.candidate import Candidate
+from paredown.search.early_stopping import Gate, StoppedEarly
 from paredown.search.objective import Evaluation
 from paredown.search.space import LayerInfo, PruningGroup, SearchSpace
 from paredown.studies.errors import StudyError
@@ -38,9 +39,14 @@ class TimedEvaluator:
         self.seen: list[Candidate] = []
         self.errors: dict[int, BaseException] = {}
         self.always: BaseException | None = None
+        self.gates: list[Gate | None] = []
+        self.n_again = 0
 
-    def evaluate(self, candidate: Candidate, report: Callable[[str], None]) -> Evaluation:
+    def evaluate(
+        self, candidate: Candidate, report: Callable[[str], None], gate: Gate | None = None
+    ) -> Evaluation:
         report("measuring")
+        self.gates.append(gate)
         self.seen.append(candidate)
         time.sleep(self.pause_s)
         error = self.errors.get(len(self.seen) - 1, self.always)
@@ -61,6 +67,11 @@ class TimedEvaluator:
             model=model,
             artifact=model,
         )
+
+    def measure_again(self, model: Path) -> Latency:
+        assert model.read_bytes() == b"model"
+        self.n_again += 1
+        return Latency(1.0, 0.1, 100, False, 1, 4.0, 0.25)
 
     def discard(self, evaluation: Evaluation) -> None:
         evaluation.model.unlink()
@@ -324,3 +335,78 @@ def test_killed_study_resumes_without_loss(bench: Bench, tmp_path: Path) -> None
     for trial in record.complete:
         assert trial.model_file is not None
         assert (tmp_path / "paredown-models" / trial.model_file).read_bytes() == b"model"
+
+
+# ---- early stopping
+
+
+def test_candidates_meet_a_gate_with_the_front(bench: Bench) -> None:
+    record = bench.run(8)
+
+    assert bench.evaluator.gates[:4] == [None] * 4  # the baseline and the uniform widths
+    gate = bench.evaluator.gates[5]
+    assert gate is not None
+    assert set(gate.numbers) <= {0, 1, 2, 3, 4}
+    for number, cost in zip(gate.numbers, gate.costs.tolist(), strict=True):
+        accuracy, size_bytes, _ = record.trial(number).values  # its latency was measured again
+        assert cost[:2] == [-accuracy, size_bytes]
+
+
+def test_what_is_known_of_a_stopped_candidate_is_kept(bench: Bench) -> None:
+    bench.evaluator.errors[5] = StoppedEarly("trial 3 is better", (0.5, 1000.0, None))
+    record = bench.run(7)
+
+    trial = record.trial(5)
+    assert trial.state == "stopped early"
+    assert trial.is_finished
+    assert (trial.accuracy, trial.size_bytes, trial.latency_us) == (0.5, 1000, None)
+    assert trial.error == "trial 3 is better"
+    assert trial.candidate == bench.evaluator.seen[5]
+    assert record.n_finished == 7
+    assert len(record.complete) == 6
+    study = optuna.load_study(study_name="digits", storage=bench.storage)
+    assert study.trials[5].state is optuna.trial.TrialState.PRUNED
+
+
+def test_whole_trials_on_request(tmp_path: Path, new_record: NewRecord) -> None:
+    bench = Bench(tmp_path, new_record([], settings=StudySettings(early_stopping=False)))
+    bench.run(6)
+
+    assert bench.evaluator.gates == [None] * 6
+
+
+# ---- the front, measured again
+
+
+def test_the_front_is_measured_again_once(bench: Bench) -> None:
+    record = bench.run(8)
+
+    confirmed = [trial for trial in record.complete if trial.again]
+    assert len(confirmed) == bench.evaluator.n_again > 0
+    assert record.baseline is not None
+    assert record.baseline.latency_us is not None
+    for trial in confirmed:
+        assert trial.latency is not None
+        assert trial.latency.ratio is not None
+        ratio = (trial.latency.ratio + 0.25) / 2
+        assert trial.latency_us == pytest.approx(ratio * record.baseline.latency_us)
+        reach = abs(trial.latency.ratio - 0.25) / 2 * record.baseline.latency_us
+        assert trial.latency_spread_us == pytest.approx(max(reach, 0.1))
+    bench.run(8)
+    new = [t for t in bench.record.front() if not t.again and not t.is_baseline]
+    assert not new or bench.evaluator.n_again > len(confirmed)
+
+
+def test_bounds_relative_to_the_baseline(tmp_path: Path, new_record: NewRecord) -> None:
+    settings = StudySettings(constraints=Constraints(min_speedup=2.0, max_accuracy_drop=40.0))
+    bench = Bench(tmp_path, new_record([], settings=settings))
+    record = bench.run(10)
+
+    assert record.baseline is not None
+    assert not record.baseline.is_feasible
+    accuracy, _, latency_us = record.baseline.values
+    for trial in record.complete:
+        if trial.again:
+            continue  # its latency is another one now
+        is_fast = trial.values[2] <= latency_us / 2
+        assert trial.is_feasible == (is_fast and trial.values[0] >= accuracy - 0.4)

@@ -57,6 +57,22 @@ def test_a_bundle_is_verified(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_file_of_another_runtime_is_verified(stored_study: NewStudy, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    bundle = export_trial(stored_study("litert"), 1, tmp_path / "bundle")
+    assert (bundle.library, bundle.runtime) == ("model.tflite", "litert")
+    assert bundle.versions["litert"]
+    result = verify_bundle(tmp_path / "bundle", storage=f"sqlite:///{tmp_path}/paredown.db")
+    assert result.failures == ()
+    assert [(check.file, check.runtime) for check in result.accuracies] == [
+        ("model.tflite", "litert"),
+        ("model.onnx", "onnxruntime"),
+    ]
+    assert result.latency is not None
+    assert result.latency.now.ratio is not None
+
+
+@pytest.mark.slow
 def test_without_its_study_a_bundle_has_raw_latency(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     url = f"sqlite:///{tmp_path}/other.db"

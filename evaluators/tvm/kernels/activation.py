@@ -19,6 +19,8 @@ _EXP = (
     *(1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3),
     *(4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
 )
+# On -0.5 .. 0.5, with the least largest relative error.
+_POWER_OF_TWO = (0.0013276472, 0.009675541, 0.05550713, 0.2402212, 0.69314694, 1.0000001)
 _TANH = (
     (
         *(-2.76076847742355e-16, 2.00018790482477e-13, -8.60467152213735e-11),
@@ -134,6 +136,20 @@ _WAYS: dict[str, Callable[[_Vector, str], str]] = {
         f"T.max({x}, {v.all(0.0)}) + T.min({x}, {v.all(0.0)}) * {v.all('acta')}"
     ),
 }
+
+
+def power_of_two(value: str, lanes: int) -> tuple[list[str], str]:
+    """Return the lines that compute 2 to the power of a vector of float32, and its result.
+
+    The error is 2.4e-7 relatively. The vector must not exceed 127; below -126 counts as -126.
+    """
+    vector = _Vector(lanes)
+    x = vector.let(f"T.max({value}, {vector.all(-126.0)})")
+    n = vector.let(f"T.nearbyint({x})")
+    power = vector.polynomial(vector.let(f"{x} - {n}"), _POWER_OF_TWO)
+    exponent = f"T.shift_left(T.Cast('int32x{lanes}', {n}), T.broadcast(23, {lanes}))"
+    bits = f"T.reinterpret('int32x{lanes}', {power}) + {exponent}"
+    return vector.lines, vector.let(f"T.reinterpret('float32x{lanes}', {bits})")
 
 
 def activate(name: str, value: str, lanes: int) -> tuple[list[str], str]:

@@ -5,7 +5,8 @@ An image is NHWC with a border that already holds the padding value, so one kern
 row, or one per tap where dilation or groups break the run up) from a table of offsets. That covers
 any kernel size, stride, dilation and group count. Output channels are taken in blocks of `ocb`,
 pixels in tiles of `th` x `tw`; a last block or tile that does not fit is moved back and overlaps
-its neighbour.
+its neighbour. The rows of tiles of a block may be cut into `chunks`, so that several threads have
+work where there are few blocks.
 
 Table `G`: the offset of each segment; per block the offset of its first input channel; per block
 its run, in the form that has one; per block the place of its output, if blocks are spread over
@@ -16,16 +17,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import epilogue
+from . import epilogue, neon
 from .epilogue import Epilogue
 from .script import Kernel, fill_border, nest, parallel
 
 INTS = (
-    *("n", "ho", "wo", "oc", "blocks", "segments", "steps"),
-    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db"),
+    *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
+    *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
 _SPREAD = ("fh", "fw", "frs", "fcs")  # size and strides of the whole output, for its border
+
+WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +40,28 @@ class Form:
             products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
             that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
             weights of full 8 bits), `dot` (`vpdpbusd`: exact at any width), `plain` (s32 products,
-            any CPU).
+            any CPU); `neon_...` as in `neon.py`.
         group: Input numbers per step.
         unroll: The number of steps per segment is a multiple of this.
         weights: dtype of the packed weights.
+        is_shifted: Whether the kernel takes `shift` off the data, so that they fit s8.
     """
 
     name: str
     group: int
     unroll: int
     weights: str
+    is_shifted: bool = False
 
     @property
     def is_integer(self) -> bool:
         """Whether the kernel reads uint8 images."""
         return self.weights != "float32"
+
+    @property
+    def is_neon(self) -> bool:
+        """Whether the form is one of `neon.py`."""
+        return self.name.startswith("neon_")
 
 
 FORMS = {
@@ -65,6 +75,13 @@ FORMS = {
         Form("wide", group=4, unroll=1, weights="int16"),
         Form("dot", group=4, unroll=1, weights="int8"),
         Form("plain", group=1, unroll=1, weights="int8"),
+        Form("neon_f32", group=1, unroll=1, weights="float32"),
+        Form("neon_mull1", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_mull2", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_mull3", group=8, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_dot", group=4, unroll=1, weights="int8", is_shifted=True),
+        Form("neon_usdot", group=4, unroll=1, weights="int8"),
+        Form("neon_mmla", group=8, unroll=1, weights="int8"),
     )
 }
 
@@ -98,19 +115,28 @@ def conv_kernel(
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     place = f"G[segments + {1 + (form.name == 'rolled')} * blocks + o]"
     loops = [
-        f"for o in {parallel('blocks', threads)}:",
+        f"for task in {parallel('blocks * chunks', threads)}:",
+        # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
+        # them there for seconds.
+        "at = T.alloc_buffer((5,), 'int32', scope='local')",
+        "at[0] = task // chunks",
+        "o: T.let[T.int32] = at[0]",
         f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
         "oo: T.let[T.int32] = G[segments + o]",
         *(["run: T.let[T.int32] = G[segments + blocks + o]"] if form.name == "rolled" else []),
         *([f"to: T.let[T.int32] = {place}"] if is_spread else []),
-        "for b in range(n):",
-        f"for ht in range((ho + {knobs.th - 1}) // {knobs.th}):",
+        f"at[1] = n * ((ho + {knobs.th - 1}) // {knobs.th})",
+        "at[2] = task % chunks * at[1] // chunks",
+        "for r in range((task % chunks + 1) * at[1] // chunks - at[2]):",
+        f"at[3] = (at[2] + r) // ((ho + {knobs.th - 1}) // {knobs.th})",
+        f"at[4] = (at[2] + r) % ((ho + {knobs.th - 1}) // {knobs.th})",
+        "b: T.let[T.int32] = at[3]",
+        f"hb: T.let[T.int32] = T.min(at[4] * {knobs.th}, ho - {knobs.th})",
         f"for wt in range((wo + {knobs.tw - 1}) // {knobs.tw}):",
     ]
     body = [
-        f"hb: T.let[T.int32] = T.min(ht * {knobs.th}, ho - {knobs.th})",
         f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
-        *_Tile(form, knobs, stores, "to" if is_spread else "ob").lines(),
+        *Tile(form, knobs, stores, "to" if is_spread else "ob").lines(),
     ]
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
     sizes = _SPREAD if is_spread else ("ho", "wo", "drs", "dcs")
@@ -123,14 +149,17 @@ def conv_kernel(
     )
 
 
-class _Tile:
+class Tile:
     """Writes the lines of one tile: clear, accumulate, store."""
 
-    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue, to: str) -> None:
+    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue, to: str = "ob") -> None:
         self.form, self.knobs, self.stores, self.to = form, knobs, stores, to
         self.lanes = knobs.lanes
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
-        self.size = knobs.th * knobs.tw * self.vectors
+        if form.is_neon and form.group == 8 and form.is_shifted:
+            self.vectors = knobs.ocb  # sums of one channel fill a vector
+        self.pixels = knobs.th * knobs.tw
+        self.size = self.pixels * self.vectors
         self.at = f"(i * {knobs.tw} + j) * {self.vectors} + v"
         self.acc = f"acc[{self.at}, T.ramp(0, 1, {self.lanes})]"
         self.acc16 = f"acc16[{self.at}, T.ramp(0, 1, {2 * self.lanes})]"
@@ -148,6 +177,8 @@ class _Tile:
         if not self.form.is_integer:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
         lines = [f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')"]
+        if self.form.is_neon:
+            lines += neon.buffers(self)
         if self.form.name == "rolled":
             lines.append(
                 f"acc16 = T.alloc_buffer(({self.size}, {2 * lanes}), 'int16', scope='local')"
@@ -156,7 +187,7 @@ class _Tile:
         segment = [
             "ab: T.let[T.int32] = b * ans + hb * ars + wb * acs + G[g] + oo",
             f"wb0: T.let[T.int32] = (o * segments + g) * steps * {step}",
-            *self._accumulate(),
+            *self.accumulate(),
         ]
         return [
             *lines,
@@ -167,8 +198,10 @@ class _Tile:
 
     # ---- inner products
 
-    def _accumulate(self) -> list[str]:
+    def accumulate(self) -> list[str]:
         """Lines that add one segment to the sums."""
+        if self.form.is_neon:
+            return neon.accumulate(self)
         ways = {
             **{"f32": self._f32, "rolled": self._rolled, "wide": self._wide},
             **{"dot": self._dot, "plain": self._plain},
@@ -184,7 +217,7 @@ class _Tile:
         size = self.knobs.ocb * self.form.group
         return f"W[T.ramp(wb0 + ({step}) * {size} + v * {lanes}, 1, {lanes})]"
 
-    def _repeated(self, step: str) -> str:
+    def repeated(self, step: str) -> str:
         """Four bytes of the input in every lane."""
         lanes = self.lanes
         return f"T.reinterpret('uint8x{4 * lanes}', T.broadcast({self._data(step)}, {lanes}))"
@@ -193,12 +226,12 @@ class _Tile:
         """Sums of two u8 x s8 products in s16; the caller has proved that they fit."""
         name = {8: "llvm.x86.avx2.pmadd.ub.sw", 16: "llvm.x86.avx512.pmaddubs.w.512"}[self.lanes]
         weights = self._weights(step, 4 * self.lanes)
-        return _intrinsic(f"int16x{2 * self.lanes}", name, self._repeated(step), weights)
+        return intrinsic(f"int16x{2 * self.lanes}", name, self.repeated(step), weights)
 
     def _madd_words(self, left: str, right: str) -> str:
         """Sums of two s16 x s16 products in s32."""
         name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[self.lanes]
-        return _intrinsic(f"int32x{self.lanes}", name, left, right)
+        return intrinsic(f"int32x{self.lanes}", name, left, right)
 
     def _widen(self, sums16: str) -> str:
         """Neighbouring s16 lanes added into s32 lanes."""
@@ -227,11 +260,11 @@ class _Tile:
 
     def _dot(self) -> list[str]:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
-        total = _intrinsic(
+        total = intrinsic(
             f"int32x{self.lanes}",
             name,
             self.acc,
-            self._repeated("c"),
+            self.repeated("c"),
             self._weights("c", 4 * self.lanes),
         )
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
@@ -245,34 +278,49 @@ class _Tile:
         lanes = self.lanes
         data = f"T.broadcast(A[ab + i * ars + j * acs + c], {lanes})"
         name = f"llvm.fmuladd.v{lanes}f32"
-        total = _intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
+        total = intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
 
     # ---- result
 
     def _store(self) -> list[str]:
-        lanes = self.lanes
+        if self.form.name != "neon_mmla":
+            return self.each(*self._stored("i", "j"), vectors=self.knobs.ocb // self.stored_lanes)
+        # Where a sum lies depends on the pixel: it must be known in the text.
+        loop = [f"for v in T.unroll({self.knobs.ocb // self.stored_lanes}):"]
+        places = [(i, j) for i in range(self.knobs.th) for j in range(self.knobs.tw)]
+        return [line for place in places for line in nest(loop, self._stored(*place))]
+
+    @property
+    def stored_lanes(self) -> int:
+        """Channels that are stored at once."""
+        return max(self.lanes, 8)
+
+    def _stored(self, i: str | int, j: str | int) -> list[str]:
+        """Lines that store channels `v` of a pixel of the tile."""
+        lanes = self.stored_lanes
         channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
-        pixel = "b * {0}ns + (hb + i) * {0}rs + (wb + j) * {0}cs + {0}off"
+        pixel = f"b * {{0}}ns + (hb + {i}) * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off"
         residual, output = (
             f"T.ramp({pixel.format(image)} + {block} + v * {lanes}, 1, {lanes})"
             for image, block in (("r", "ob"), ("d", self.to))
         )
         if self.form.is_integer:
-            total = f"({self._sums()} + B[{channel}])"
-            lines = self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
-        else:
-            lines = self.stores.real(f"D[{output}]", self.acc, residual, lanes)
-        return self.each(*lines, vectors=self.knobs.ocb // lanes)
+            total = f"({self.sums(i, j)} + B[{channel}])"
+            return self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
+        return self.stores.real(f"D[{output}]", self.sums(i, j), residual, lanes)
 
-    def _sums(self) -> str:
+    def sums(self, i: str | int = "i", j: str | int = "j") -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
+        if self.form.is_neon:
+            return neon.sums(self, i, j)
         if self.form.name != "wide":
             return self.acc
         first = f"(i * {self.knobs.tw} + j) * {self.vectors} + v * 2"
         halves = [f"acc[{first} + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
-        return _intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
+        return intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
 
 
-def _intrinsic(dtype: str, name: str, *arguments: str) -> str:
+def intrinsic(dtype: str, name: str, *arguments: str) -> str:
+    """Return the expression that calls an intrinsic of LLVM."""
     return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

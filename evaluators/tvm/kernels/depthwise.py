@@ -19,7 +19,7 @@ from .script import Kernel, fill_border, nest, parallel
 
 INTS = (
     *("n", "ho", "wo", "ans", "ars", "px"),
-    *("dns", "drs", "dcs", "doff", "db"),
+    *("dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
 
@@ -32,14 +32,18 @@ class DepthwiseForm:
         name: `dw_f32` (fused multiply-add), `dw_plain` (s32 products, any CPU), `dw_taps` (x86
             `pmaddwd`, one product per lane), `dw_pairs` (the same on two rows in s16), `dw_quads`
             (x86 `pmaddubsw` on four rows, widened after every step), `dw_runs` (the same, summed
-            in s16 over the columns of a group), `dw_dot` (`vpdpbusd` on four rows).
+            in s16 over the columns of a group), `dw_dot` (`vpdpbusd` on four rows). NEON:
+            `dw_words` (`smlal` of s16 into s32), `dw_row` and `dw_all` (`smlal` of bytes into s16,
+            widened after each row or once), `dw_sdot` and `dw_usdot` (on four rows).
         rows: Kernel rows that are multiplied at once.
         weights: dtype of the packed weights.
+        is_shifted: Whether the kernel takes `shift` off the data, so that they fit s8.
     """
 
     name: str
     rows: int
     weights: str
+    is_shifted: bool = False
 
     @property
     def is_integer(self) -> bool:
@@ -57,6 +61,11 @@ FORMS = {
         DepthwiseForm("dw_quads", 4, "int8"),
         DepthwiseForm("dw_runs", 4, "int8"),
         DepthwiseForm("dw_dot", 4, "int8"),
+        DepthwiseForm("dw_words", 1, "int16"),
+        DepthwiseForm("dw_row", 1, "int8", is_shifted=True),
+        DepthwiseForm("dw_all", 1, "int8", is_shifted=True),
+        DepthwiseForm("dw_sdot", 4, "int8", is_shifted=True),
+        DepthwiseForm("dw_usdot", 4, "int8"),
     )
 }
 
@@ -153,11 +162,13 @@ class _Tile:
         self.form, self.window, self.width, self.stores = form, window, width, stores
         self.parts = form.rows  # interleaving leaves that many vectors of sums
         self.lanes = width // self.parts
-        self.in_16 = form.name == "dw_runs"
+        self.in_16 = form.name in ("dw_runs", "dw_row", "dw_all")
+        self.lanes_16 = self.lanes * (2 if form.name == "dw_runs" else 1)
+        self.data = "int8" if form.is_shifted else "uint8" if form.is_integer else "float32"
 
     def acc(self, j: int, v: int, of: str = "acc") -> str:
         """Sums of part `v` of output column `j`."""
-        lanes = self.lanes * (2 if of == "acc16" else 1)
+        lanes = self.lanes_16 if of == "acc16" else self.lanes
         return f"{of}[{j * self.parts + v}, T.ramp(0, 1, {lanes})]"
 
     def every(self, line: str) -> list[str]:
@@ -175,13 +186,11 @@ class _Tile:
         start = "T.broadcast(0, {})" if self.form.is_integer else "B[T.ramp(cb, 1, {})]"
         lines = [f"acc = T.alloc_buffer(({size}, {self.lanes}), '{dtype}', scope='local')"]
         if self.in_16:
-            lines += [
-                f"acc16 = T.alloc_buffer(({size}, {2 * self.lanes}), 'int16', scope='local')"
-            ]
-        data = "uint8" if self.form.is_integer else "float32"
+            lines += [f"acc16 = T.alloc_buffer(({size}, {self.lanes_16}), 'int16', scope='local')"]
         if self.form.rows > 1:
             lines += [
-                f"{name} = T.alloc_buffer(({self.parts}, {self.width}), '{data}', scope='local')"
+                f"{name} = T.alloc_buffer(({self.parts}, {self.width}), '{self.data}', "
+                "scope='local')"
                 for name in "pq"
             ]
         lines += self.every("{acc} = " + start.format(self.lanes))
@@ -194,25 +203,32 @@ class _Tile:
             f"wg: T.let[T.int32] = wc + g * {self.window.columns * self.form.rows * self.width}",
             *self._group(),
         ]
-        return [*lines, *nest([f"for g in range({self.window.groups}):"], group), *self._store()]
+        start16 = self.every(f"{{acc16}} = T.broadcast(T.int16(0), {self.lanes_16})")
+        widened = self.every(f"{{acc}} = {{acc}} + {self._widen('{acc16}')}")
+        if self.in_16 and self.form.name != "dw_all":
+            group = [*start16, *group, *widened]
+        loop = nest([f"for g in range({self.window.groups}):"], group)
+        if self.form.name == "dw_all":
+            loop = [*start16, *loop, *widened]
+        return [*lines, *loop, *self._store()]
 
     # ---- products
 
     def _group(self) -> list[str]:
         """Lines that add the products of one group of kernel rows."""
         lines: list[str] = []
-        if self.in_16:
-            lines += self.every(f"{{acc16}} = T.broadcast(T.int16(0), {2 * self.lanes})")
         for x, uses in self.window.uses():
             lines += self._interleave(x)
             for j, k in uses:
                 lines += [self._multiply_add(x, j, k, v) for v in range(self.parts)]
-        if self.in_16:
-            lines += self.every(f"{{acc}} = {{acc}} + {self._widen('{acc16}')}")
         return lines
 
     def _pixel(self, x: int, t: int = 0) -> str:
-        return f"A[T.ramp(a{t} + px * {x}, 1, {self.width})]"
+        values = f"A[T.ramp(a{t} + px * {x}, 1, {self.width})]"
+        if not self.form.is_shifted:
+            return values
+        shift = f"T.broadcast(T.Cast('uint8', shift), {self.width})"
+        return f"T.reinterpret('int8x{self.width}', {values} - {shift})"
 
     def _interleave(self, x: int) -> list[str]:
         """Lines that leave the rows of input column `x` interleaved in `q`."""
@@ -261,6 +277,11 @@ class _Tile:
         if name == "dw_dot":
             intrinsic = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
             return f"{acc} = {_call(f'int32x{lanes}', intrinsic, acc, data, weight)}"
+        if name in ("dw_sdot", "dw_usdot"):
+            intrinsic = f"llvm.aarch64.neon.{name[3:]}.v4i32.v16i8"
+            return f"{acc} = {_call('int32x4', intrinsic, acc, data, weight)}"
+        if name in ("dw_words", "dw_row", "dw_all"):
+            return self._long_add(acc, self.acc(j, v, "acc16"), data, weight)
         if name == "dw_pairs":
             words = _madd_words(lanes, f"T.Cast('int16x{self.width}', {data})", weight)
             return f"{acc} = {acc} + {words}"
@@ -271,6 +292,15 @@ class _Tile:
             acc16 = self.acc(j, v, "acc16")
             return f"{acc16} = {acc16} + {product}"
         return f"{acc} = {acc} + {self._widen(product)}"
+
+    def _long_add(self, acc: str, acc16: str, data: str, weight: str) -> str:
+        """The line that adds products of twice the width: `smlal` and `smlal2`."""
+        size = self.width
+        if self.form.name == "dw_words":
+            words = f"T.Cast('int32x{size}', T.Cast('int16x{size}', {data}))"
+            return f"{acc} = {acc} + {words} * T.Cast('int32x{size}', {weight})"
+        sides = (f"T.Cast('int16x{size}', {side})" for side in (data, weight))
+        return f"{acc16} = {acc16} + {' * '.join(sides)}"
 
     def _tap(self, data: str, weight: str) -> str:
         lanes = self.lanes
@@ -283,7 +313,9 @@ class _Tile:
         return _madd_words(lanes, *words)
 
     def _widen(self, sums16: str) -> str:
-        """Neighbouring s16 lanes added into s32 lanes."""
+        """Sums in s16 as those in s32: x86 adds neighbouring lanes."""
+        if self.form.name != "dw_runs" and self.in_16:
+            return f"T.Cast('int32x{self.lanes}', {sums16})"
         return _madd_words(self.lanes, sums16, f"T.broadcast(T.int16(1), {2 * self.lanes})")
 
     # ---- result

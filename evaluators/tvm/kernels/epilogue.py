@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from . import activation
 from .activation import activate
+from .neon import to_u8 as neon_to_u8
 
 # Parameters that every epilogue reads. The clamping bounds of quantized values are relative to
 # their zero point and in float, since a float that leaves the int32 range must not be converted
@@ -24,17 +25,20 @@ class Epilogue:
         residual: dtype of the image that is added, or an empty string. With a `uint8` output of an
             integer kernel the sum is that of two quantized tensors, as the file says: the
             kernel's own result is rounded to its own step first (range `clo`..`chi`), then `fc`
-            and `fr` turn both into output steps.
+            and `fr` turn both into output steps. With a `float32` output the reals are added;
+            `fr` is the step of a `uint8` residual, which only integer kernels read.
         has_fraction: Whether an integer kernel adds a float per channel to the scaled sum: what
             is left of a bias that is no whole number of steps.
         activation: Name of the activation before the clamp, if there is one. What comes before it
             is then in real units, also where the output is `uint8`.
+        is_neon: Whether NEON's instructions that clamp, round and narrow may be used.
     """
 
     output: str
     residual: str = ""
     has_fraction: bool = False
     activation: str = ""
+    is_neon: bool = False
 
     @property
     def tag(self) -> str:
@@ -60,13 +64,19 @@ class Epilogue:
         if self.has_fraction:
             real = f"{real} + C[{channel}]"
         if self.residual and self.output == "uint8":
-            own = clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
+            own = self._clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
             other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
             other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
             real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
+        if self.residual and self.output == "float32":
+            other = f"R[{residual_at}]"
+            if self.residual == "uint8":
+                steps = f"T.Cast('int32x{lanes}', {other}) - T.broadcast(zr, {lanes})"
+                other = f"T.Cast('float32x{lanes}', {steps}) * T.broadcast(fr, {lanes})"
+            real = f"{real} + {other}"
         if self.activation or self.output == "float32":
             return self._real(to, real, lanes)
-        return [f"{to} = {to_u8(real, lanes)}"]
+        return self._steps(to, real, lanes)
 
     def real(self, to: str, total: str, residual_at: str, lanes: int = 8) -> list[str]:
         """Return the lines that store a vector of float32 sums, bias included, as `to`."""
@@ -76,10 +86,26 @@ class Epilogue:
 
     def _real(self, to: str, total: str, lanes: int) -> list[str]:
         lines, value = activate(self.activation, total, lanes)
-        value = clamp(value, "flo", "fhi", lanes)
+        value = self._clamp(value, "flo", "fhi", lanes)
         if self.output == "uint8":
-            value = to_u8(f"{value} * T.broadcast(inv, {lanes})", lanes)
+            return [*lines, *self._steps(to, f"{value} * T.broadcast(inv, {lanes})", lanes)]
         return [*lines, f"{to} = {value}"]
+
+    def _steps(self, to: str, steps: str, lanes: int) -> list[str]:
+        """Lines that round a vector of float32 in output steps and store it as uint8."""
+        if not self.is_neon:
+            return [f"{to} = {to_u8(steps, lanes)}"]
+        named = f"stored: T.let[T.float32x{lanes}] = {steps}"
+        return [named, f"{to} = {neon_to_u8('stored', lanes)}"]
+
+    def _clamp(self, value: str, low: str, high: str, lanes: int) -> str:
+        if not self.is_neon:
+            return clamp(value, low, high, lanes)
+        # One instruction each; those of a comparison and a choice are two.
+        for name, bound in (("minnum", high), ("maxnum", low)):
+            arguments = f"{value}, T.broadcast({bound}, {lanes})"
+            value = f"T.call_llvm_pure_intrin('float32x{lanes}', 'llvm.{name}', {arguments})"
+        return value
 
 
 def clamp(value: str, low: str, high: str, lanes: int) -> str:

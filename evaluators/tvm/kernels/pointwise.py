@@ -125,33 +125,54 @@ def _single(buffer: str, dtype: str, at: str, operand: int) -> str:
     return f"T.Cast('float32', T.Cast('int32', {buffer}[{at}]) - z{operand}) * f{operand}"
 
 
-def from_nchw_kernel(output: str, threads: int) -> Kernel:
+def from_nchw_kernel(output: str, threads: int, dense: int = 0) -> Kernel:
     """Return the kernel that turns a float NCHW tensor `A` into an image `D`.
 
     `c` channels are copied; the channel pitch of the image may be larger.
+
+    Args:
+        output: dtype of `D`.
+        threads: Threads of the network.
+        dense: The number of channels where it is small and the pitch of the image as well: rows
+            are then read in vectors and their numbers interleaved. 0 serves any number.
     """
+    loops = [f"for y in {parallel('ho', threads)}:", "for b in range(n):"]
+    n_singles, vectors = "wo", list[str]()
+    if dense:
+        n_singles = f"T.if_then_else(wo < {_ROW}, wo, 0)"
+        n_vectors = f"T.if_then_else(wo < {_ROW}, 0, (wo + {_ROW - 1}) // {_ROW})"
+        vectors = nest([f"for t in range({n_vectors}):"], _interleaved(output, dense))
     value = _stored("A[((b * c + k) * ho + y) * wo + x]", output, 1)
     store = f"D[b * dns + y * drs + x * dcs + doff + k] = {value}"
     # Channels outermost reads rows as they lie; the border's channels come in whole pixels of
     # `dcs`.
-    loops = [
-        f"for y in {parallel('ho', threads)}:",
-        "for b in range(n):",
-        "for k in range(c):",
-        "for x in range(wo):",
-    ]
+    singles = nest(["for k in range(c):", f"for x in range({n_singles}):"], [store])
     return Kernel(
-        kind=f"from_nchw_{output}",
+        kind=f"from_nchw{dense or ''}_{output}",
         buffers=(("A", "float32"), ("D", output)),
         ints=(*_OUTPUT, "c"),
         floats=_CLAMP,
-        body=(*_fill_any(output), *nest(loops, [store])),
+        body=(*_fill_any(output), *nest(loops, [*vectors, *singles])),
     )
 
 
+_ROW = 16  # numbers of a row that are converted at once
+
+
+def _interleaved(output: str, channels: int) -> list[str]:
+    """Lines that convert `_ROW` pixels of `channels` channels; the last ones are moved back."""
+    at = f"T.ramp(((b * {channels} + {{}}) * ho + y) * wo + x, 1, {_ROW})"
+    rows = [_stored(f"A[{at.format(k)}]", output, _ROW) for k in range(channels)]
+    order = ", ".join(str(k * _ROW + i) for i in range(_ROW) for k in range(channels))
+    pixels = rows[0] if channels == 1 else f"T.Shuffle([{', '.join(rows)}], [{order}])"
+    to = f"T.ramp(b * dns + y * drs + x * {channels} + doff, 1, {_ROW * channels})"
+    return [f"x: T.let[T.int32] = T.min(t * {_ROW}, wo - {_ROW})", f"D[{to}] = {pixels}"]
+
+
 def _fill_any(output: str) -> list[str]:
-    """Lines that fill a whole image of any channel pitch."""
-    return nest(["for i in range(n * dns):"], [f"D[i] = {_zero(output)}"])
+    """Lines that fill a whole image of any channel pitch, unless all of it is written anyway."""
+    extent = "T.if_then_else(db > 0 or dcs > c, n * dns, 0)"
+    return nest([f"for i in range({extent}):"], [f"D[i] = {_zero(output)}"])
 
 
 def to_nchw_kernel(data: str, threads: int) -> Kernel:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 # Numbers behind every image: loads of the last pixel may read, but never use, what is there.
 SLACK = 64
+_PARALLEL_NUMBERS = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,18 @@ def parallel(extent: str, threads: int) -> str:
     return f"T.parallel({extent})" if threads > 1 else f"range({extent})"
 
 
+def worth_threads(threads: int, numbers: float) -> int:
+    """Return the threads for a kernel: all, or one where starting the others costs more.
+
+    Args:
+        threads: Threads of the network.
+        numbers: Work in numbers that are read, changed and written once; a core does one to four
+            of them in a nanosecond, and the start of a parallel loop takes one to four
+            microseconds.
+    """
+    return threads if numbers >= _PARALLEL_NUMBERS else 1
+
+
 def fill_border(
     buffer: str,
     value: str,
@@ -108,3 +121,18 @@ def fill_border(
         [store.format("(y + db)", f"T.if_then_else(x < db, x, x + {width})")],
     )
     return ["for b in range(n):", *indent(1, rows), *indent(1, columns)]
+
+
+def reduced(name: str, vector: str, lanes: int, join: str) -> list[str]:
+    """Lines that define the scalar `name` as the lanes of a float32 vector joined in pairs."""
+    lines = []
+    while lanes > 4:
+        lanes //= 2
+        halves = (f"T.Shuffle([{vector}], {[*range(k, k + lanes)]})" for k in (0, lanes))
+        vector, total = f"{name}{lanes}", join.format(*halves)
+        lines.append(f"{vector}: T.let[T.float32x{lanes}] = {total}")
+    pairs = (
+        join.format(*(f"T.Shuffle([{vector}], [{k}])" for k in pair)) for pair in ((0, 1), (2, 3))
+    )
+    lines.append(f"{name}: T.let[T.float32] = {join.format(*pairs)}")
+    return lines

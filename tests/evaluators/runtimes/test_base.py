@@ -7,13 +7,14 @@ from paredown.evaluators.runtimes import (
     OnnxRuntime,
     TensorSpec,
     get_runtime,
+    installed_runtimes,
     register,
     require_installed,
 )
 
 
 def test_built_in_runtimes_are_registered() -> None:
-    assert {"onnxruntime", "openvino", "tvm"} <= RUNTIMES.keys()
+    assert {"litert", "onnxruntime", "openvino", "tensorrt", "tvm"} <= RUNTIMES.keys()
     assert isinstance(get_runtime("onnxruntime"), OnnxRuntime)
 
 
@@ -30,6 +31,15 @@ def test_runtime_of_another_package_joins_by_its_entry_point(ill_behaved: str) -
     assert get_runtime(ill_behaved).name == ill_behaved
 
 
+def test_installed_runtimes_are_found(ill_behaved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of other packages join; one that lacks something is left out."""
+    found = installed_runtimes()
+    assert found[:2] == ("tvm", "onnxruntime")
+    assert ill_behaved in found
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self: "it is gone.")
+    assert "onnxruntime" not in installed_runtimes()
+
+
 def test_name_is_given_once() -> None:
     with pytest.raises(ValueError, match="'onnxruntime' must be unique, but OnnxRuntime has it"):
         register("onnxruntime")(OnnxRuntime)
@@ -40,7 +50,7 @@ def test_missing_library_comes_with_the_command_that_installs_it() -> None:
         def version(self) -> str | None:
             return None
 
-    with pytest.raises(EvaluationError, match=r"pip install 'paredown\[onnxruntime\]'"):
+    with pytest.raises(EvaluationError, match=r"'onnxruntime' .* Run `pip install onnxruntime`"):
         require_installed(Absent())
 
 

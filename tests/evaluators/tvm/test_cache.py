@@ -120,7 +120,7 @@ def test_missing_linker_is_an_error(
     model = builder.model((1, 3, 5, 5), builder.float_conv("input", (8, 3, 3, 3)))
     onnx.save(model, tmp_path / "model.onnx")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EvaluationError, match=r"C compiler driver, but `cc` is not on the path"):
+    with pytest.raises(EvaluationError, match=r"needs `cc`, which is not on the path"):
         compile_onnx(model, load_profile("local"), tmp_path / "model.so", tmp_path / "cache")
     assert not (tmp_path / "model.so").exists()
 

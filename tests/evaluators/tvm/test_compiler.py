@@ -178,7 +178,7 @@ def test_missing_cross_compiler_is_named(
     triple = str(load_profile(foreign).target["mtriple"])
     monkeypatch.setenv("PATH", str(tmp_path))
     model = builder.model((1, 4), builder.op("Relu", "input"))
-    with pytest.raises(EvaluationError, match=rf"`{triple}-gcc` is not on the path"):
+    with pytest.raises(EvaluationError, match=rf"`{triple}-ld`, which is not on the path"):
         compile_onnx(model, load_profile(foreign), tmp_path / "model.so")
 
 

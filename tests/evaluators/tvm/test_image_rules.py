@@ -168,6 +168,14 @@ def other_dequantizer(b: Any) -> Any:
     return b.model((1, 3, 6, 7), b.conv(x, (8, 3, 3, 3), 6, 0.03, pads=[1] * 4))
 
 
+@case
+def means_over_tokens(b: Any) -> Any:
+    x = b.op("MatMul", "input", b.floats(12, 16))
+    y = b.op("ReduceMean", x, b.integers(1), keepdims=0)
+    z = b.quantized(b.op("ReduceMean", b.quantized(x, STEP, 100), b.integers(-2)), 0.01, 100)
+    return b.model((3, 5, 12), b.op("Relu", y), b.op("MatMul", z, b.floats(16, 7)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
 def test_network(make: Network, builder: Any, same_as_reference: Any) -> None:

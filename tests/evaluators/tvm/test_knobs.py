@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.conv import FORMS
+from paredown.evaluators.tvm.kernels.neon import SUMMED
 from paredown.evaluators.tvm.knobs import KnobChooser, interleaved_minimum, options
 from paredown.evaluators.tvm.layers import ConvLayer
 from paredown.evaluators.tvm.packing import ConvGeometry
 from paredown.evaluators.tvm.sink import Sink
 from paredown.hw_profiles import load_profile
 
-ISAS = ("avx512vnni", "avx512", "avx2", "portable")
+NEON = ("neon", "neon_dotprod", "neon_i8mm")
+ISAS = ("avx512vnni", "avxvnni", "avx512", "avx2", *NEON, "portable")
 
 
 def layer(weights: NDArray[Any], height: int, width: int, groups: int = 1) -> ConvLayer:
@@ -57,18 +59,29 @@ def test_every_setting_is_legal(
         for knobs in found:
             assert knobs.ocb <= candidate.geometry.ocp
             assert knobs.ocb % knobs.lanes == 0
-            assert knobs.lanes == 8 or isa.startswith("avx512")
+            assert knobs.lanes == 8 or isa.startswith("avx512") or isa in NEON
             assert knobs.th <= size[0]
             assert knobs.tw <= size[1]
             assert FORMS[knobs.form].is_integer == candidate.is_integer
             needed = {"pair1": 1, "pair2": 2, "pair4": 4, "rolled": 2}.get(knobs.form, 0)
             assert not needed or candidate.runs(knobs.ocb).min() >= needed
+            summed = SUMMED.get(knobs.form, 0)
+            assert not summed or candidate.runs(knobs.ocb, is_shifted=True).min() >= summed
+            assert knobs.form != "neon_mmla" or knobs.th * knobs.tw % 2 == 0
 
 
 @pytest.mark.parametrize(
     ("isa", "top", "forms"),
     [
         ("avx512vnni", 127, {"dot"}),
+        ("avxvnni", 127, {"dot"}),
+        ("neon", 128, {"plain"}),  # 2 x 128 x 128 is no s16
+        ("neon", 127, {"neon_mull1"}),
+        ("neon", 64, {"neon_mull1"}),
+        ("neon", 63, {"neon_mull1", "neon_mull2"}),
+        ("neon", 42, {"neon_mull2", "neon_mull3"}),
+        ("neon_dotprod", 128, {"neon_dot"}),
+        ("neon_i8mm", 128, {"neon_mmla"}),
         ("portable", 127, {"plain"}),
         ("avx2", 127, {"wide"}),  # a pair of products leaves s16
         ("avx2", 64, {"pair1"}),
@@ -79,7 +92,7 @@ def test_every_setting_is_legal(
     ],
 )
 def test_form_follows_from_the_proof(isa: str, top: int, forms: set[str]) -> None:
-    weights = np.full((16, 64, 3, 3), top, np.int8)
+    weights = np.full((16, 64, 3, 3), -top, np.int8)
     assert {knobs.form for knobs in options(layer(weights, 14, 14), isa)} == forms
 
 
@@ -94,6 +107,15 @@ def test_form_follows_from_the_proof(isa: str, top: int, forms: set[str]) -> Non
         ("avx2", 22, 40, {"dw_pairs", "dw_quads"}),  # 2 rows x 3 columns x 22 x 255 > 32767
         ("avx512", 64, 40, {"dw_pairs"}),
         ("avx512vnni", 127, 40, {"dw_pairs", "dw_dot"}),
+        ("avxvnni", 127, 40, {"dw_pairs", "dw_dot"}),
+        ("neon", 127, 40, {"dw_words"}),
+        ("neon", 85, 40, {"dw_row"}),  # 3 columns x 85 x 128 < 32768
+        ("neon", 86, 40, {"dw_words"}),
+        ("neon", 28, 40, {"dw_all"}),  # 9 taps x 28 x 128 < 32768
+        ("neon", 29, 40, {"dw_row"}),
+        ("neon_dotprod", 127, 40, {"dw_sdot", "dw_words"}),
+        ("neon_dotprod", 28, 8, {"dw_all"}),
+        ("neon_i8mm", 85, 40, {"dw_usdot", "dw_row"}),
     ],
 )
 def test_depthwise_form_follows_from_the_proof(

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paredown.evaluators.tvm.kernels.conv import FORMS
-from paredown.evaluators.tvm.packing import RUNS, ConvGeometry, pack, proved_runs, segment
+from paredown.evaluators.tvm.kernels.neon import SUMMED
+from paredown.evaluators.tvm.packing import (
+    NEON_RUNS,
+    RUNS,
+    ConvGeometry,
+    pack,
+    proved_runs,
+    segment,
+)
 
 
 def s16_sums(row: NDArray[Any], data: NDArray[Any], run: int) -> list[int]:
@@ -53,6 +61,57 @@ def test_no_data_overflows_a_proved_run(row: list[int], seed: int) -> None:
     data = np.random.default_rng(seed).choice([0, 255], len(row))
     assert run > 0
     assert all(-(2**15) <= s < 2**15 for s in s16_sums(weights, data, run))
+
+
+def neon_sums(row: NDArray[Any], data: NDArray[Any], run: int) -> list[int]:
+    """Every value that the s16 lanes hold while steps of 16 are summed `run` at a time."""
+    row, data = (np.pad(v.astype(int), (0, -len(v) % 16)) for v in (row, data))
+    products = (row * data).reshape(-1, 2, 8)  # steps, what a lane adds, lanes
+    held = []
+    for start in range(0, len(products), run):
+        in_turn = products[start : start + run].reshape(-1, 8)
+        held += np.cumsum(in_turn, axis=0).reshape(-1).tolist()
+    return held
+
+
+@given(row=rows, spread=st.sampled_from([1, 2, 3, 4]), data_max=st.sampled_from([1, 127, 255]))
+@settings(max_examples=200, deadline=None)
+def test_run_of_neon_is_the_largest_without_overflow(
+    row: list[int], spread: int, data_max: int
+) -> None:
+    weights = np.array(row) // spread
+    shift = (data_max + 1) // 2
+    run = int(proved_runs(weights[None, None, None], data_max, shift)[0])
+    ends = (-shift, data_max - shift)
+    worst = [np.where(weights > 0, a, b) for a, b in (ends, ends[::-1])]
+
+    def fits(run: int) -> bool:
+        held = [s for data in worst for s in neon_sums(weights, data, run)]
+        return min(held) >= -(2**15) and max(held) < 2**15
+
+    assert run == 0 or (run in NEON_RUNS and fits(run))
+    longer = [r for r in NEON_RUNS if r > run]
+    if longer and run < -(-len(row) // 16):
+        assert not fits(longer[0])
+
+
+@pytest.mark.parametrize(
+    ("weight", "data_max", "run"),
+    [
+        (-128, 255, 0),  # 2 x 128 x 128 is 32768
+        (127, 255, 1),
+        (64, 255, 2),  # 4 x 64 x -128 is in range
+        (-64, 255, 1),  # and its negative is not
+        (-63, 255, 2),
+        (-42, 255, 3),
+        (127, 127, 2),  # half the range of data is as good as half the weights
+        (85, 127, 3),
+    ],
+)
+def test_edge_of_the_bound_of_neon(weight: int, data_max: int, run: int) -> None:
+    values = np.full((1, 8, 2, 96), weight)
+    found = proved_runs(values, data_max, (data_max + 1) // 2)
+    assert found.tolist() == [run]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +201,14 @@ def test_packing_can_be_undone(form: Any, name: str) -> None:
     blocks, ocb, segments, length = cut.values.shape
     assert packed.dtype == form.weights
     assert steps % form.unroll == 0
+    if form.name in SUMMED:  # two steps of a channel side by side, an odd one behind them
+        flat = packed.reshape(blocks, segments, -1)
+        even = steps // 2 * ocb * 16
+        pairs = flat[:, :, :even].reshape(blocks, segments, -1, ocb, 16)
+        sides = (pairs[..., :8], pairs[..., 8:])
+        last = flat[:, :, even:].reshape(blocks, segments, -1, ocb, 8)
+        stacked = np.stack(sides, 3).reshape(blocks, segments, -1, ocb, 8)
+        packed = np.concatenate([stacked, last], 2)
     values = packed.reshape(blocks, segments, steps, ocb, form.group).transpose(0, 3, 1, 2, 4)
     if form.name == "wide":  # two `phaddd` inputs hold channels 0 1 4 5 and 2 3 6 7
         values = values[:, np.argsort([0, 1, 4, 5, 2, 3, 6, 7])]

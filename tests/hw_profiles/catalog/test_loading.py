@@ -17,7 +17,7 @@ NAMES = [profile.name for profile in list_profiles()]
 
 
 def test_catalog_holds_the_generic_devices() -> None:
-    assert {"aarch64", "x86-64", "x86-64-v3"} <= set(NAMES)
+    assert {"aarch64", "raspberry-pi-4", "x86-64", "x86-64-v3"} <= set(NAMES)
     assert sorted(NAMES) == NAMES
 
 
@@ -47,7 +47,7 @@ def test_an_unknown_name_brings_the_close_ones() -> None:
 
 
 def test_a_name_like_no_other_brings_them_all() -> None:
-    with pytest.raises(ProfileError, match="Known: aarch64, local, x86-64"):
+    with pytest.raises(ProfileError, match=r"Known: aarch64, .*local, .*x86-64"):
         load_profile("qqq")
 
 

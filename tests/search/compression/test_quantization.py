@@ -241,3 +241,49 @@ def test_scales_are_per_output_channel_of_every_kind_of_layer(
     with torch.inference_mode():
         expected, found = OnnxModule(model)(inputs), OnnxModule(result)(inputs)
     assert (found - expected).square().mean() < 1e-3 * expected.var()
+
+
+@pytest.mark.parametrize("bias_first", [False, True])
+def test_the_bias_behind_a_matmul_is_an_integer_too(bias_first: bool) -> None:
+    make = helper.make_node
+    sum_inputs = ["a0", "a.bias"]
+    nodes = [
+        make("MatMul", ["input", "a.weight"], ["a0"], "a"),
+        make("Add", sum_inputs[::-1] if bias_first else sum_inputs, ["a1"], "a.add"),
+        make("MatMul", ["a1", "b.weight"], ["b0"], "b"),
+        make("Add", ["b0", "row"], ["output"], "b.add"),  # one number per token: no bias
+    ]
+    weights = {
+        "a.weight": floats(8, 6), "a.bias": floats(6), "b.weight": floats(6, 5),
+        "row": floats(3, 1),
+    }  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [value("input", TensorProto.FLOAT, [1, 3, 8])],
+        [value("output", TensorProto.FLOAT, [1, 3, 5])],
+        [numpy_helper.from_array(v, k) for k, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    inputs = torch.from_numpy(floats(32, 3, 8))
+    seen = calibrate(OnnxModule(model), inputs, activation_names(model.graph))
+    choices = {name: LayerChoice(8, 8) for name in ("a", "b")}
+    result = quantize(model, choices, seen.histograms)
+    onnx.checker.check_model(result, full_check=True)
+    values = arrays(result)
+    step = values["input.scale"] * values["a.weight.scale"]
+    expected = np.rint(weights["a.bias"].astype(np.float64) / step)
+    np.testing.assert_allclose(values["a.bias.quantized"], expected, atol=1)
+    assert values["a.bias.quantized"].dtype == np.int32
+    assert "a.bias" in node(result, "a.add").input
+    assert "a.bias" not in values
+    assert not any(name.startswith("b.bias") for name in values)
+    given = quantize(
+        model, choices, seen.histograms, values={"a": LayerValues(bias=torch.ones(6))}
+    )
+    stored = arrays(given)
+    found = stored["a.bias.quantized"] * stored["a.bias.scale"].astype(np.float64)
+    np.testing.assert_allclose(found, 1, atol=1e-3)
+    kept = quantize(model, {"b": LayerChoice(8, 8)}, seen.histograms)
+    np.testing.assert_array_equal(arrays(kept)["a.bias"], weights["a.bias"])

@@ -7,7 +7,7 @@ import pytest
 
 RunCli = Callable[..., Any]
 
-COMMANDS = ("search", "front", "report", "export", "verify", "measure")
+COMMANDS = ("space", "explain", "search", "front", "report", "export", "verify", "measure")
 
 
 def test_help_lists_the_commands(run_cli: RunCli) -> None:

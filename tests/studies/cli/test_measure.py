@@ -8,6 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from paredown.evaluators.runtimes import installed_runtimes
+
 RunCli = Callable[..., Any]
 
 
@@ -37,6 +39,7 @@ def test_json(run_cli: RunCli, model: Path) -> None:
     assert measured["threads"] == 1
     assert measured["runtimes"]["onnxruntime"]["latency_us"] > 0
     assert measured["runtimes"]["onnxruntime"]["ratio"] == pytest.approx(1.0)
+    assert measured["runtimes"]["onnxruntime"]["difference"] == 0
 
 
 @pytest.mark.slow
@@ -58,6 +61,19 @@ def test_unknown_runtime(run_cli: RunCli, model: Path) -> None:
 
     assert answer.status == 1
     assert "Did you mean 'onnxruntime'" in answer.err
+
+
+@pytest.mark.slow
+def test_all_that_are_installed(run_cli: RunCli, model: Path) -> None:
+    answer = run_cli("measure", model, "--runtimes", "all", "--format", "json")
+
+    assert answer.status == 0
+    runtimes = json.loads(answer.out)["runtimes"]
+    assert list(runtimes) == list(installed_runtimes())
+    assert {"tvm", "onnxruntime"} <= runtimes.keys()
+    for values in runtimes.values():
+        assert values["error"] is None
+        assert values["difference"] < 1e-4
 
 
 def test_repeated_runtime_is_wrong_usage(run_cli: RunCli, model: Path) -> None:

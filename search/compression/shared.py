@@ -1,0 +1,241 @@
+"""A network that all candidates are slices of: same weights, fewer channels and bits."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..candidate import FLOAT_BITS, Candidate
+from ..layers import LAYER_TYPES
+from ..space import SearchSpace
+from .finetuning import round_weight
+from .pruning import prune
+from .quantizer import along, weight_scales
+from .surgery import channel_dim
+
+_KEPT_SLICES = 8
+
+
+@dataclass(frozen=True)
+class SlicedModel:
+    """A candidate cut out of the shared network.
+
+    Attributes:
+        module: The pruned model; statistics of its batch normalisation are those of the whole
+            network and have to be taken anew.
+        scales: Scale of each output channel of the integer layers, by their names.
+    """
+
+    module: nn.Module
+    scales: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Where the parameters of a pruned model lie in those of the whole one.
+
+    `positions` has no entry for a parameter that stays whole.
+    """
+
+    skeleton: nn.Module
+    positions: Mapping[str, Tensor]
+    channels: Mapping[str, Tensor]  # output channels that a layer keeps
+
+
+class SharedNetwork(nn.Module):
+    """Weights for every candidate of a space, and a step size for each width and channel.
+
+    Each group of channels is cut down to its most important ones, in the order that the space has
+    settled, so that a smaller slice is a part of a larger one.
+
+    The whole network in float keeps the weights `w` of the trained model. A candidate that is
+    pruned to the degree `p` and rounded to the degree `r`, each from 0 to 1, is a slice of
+    `w + p * v + r * u`, and the shifts `v` and `u` are what is trained: so what suits small
+    candidates costs large ones nothing.
+
+    Weights are rounded with scales per output channel: these commute with the batch normalisation
+    that follows, so folding that into the layer leaves the integers as they are.
+
+    References:
+        Nunez et al. LCS: learning compressible subspaces for efficient, adaptive, real-time
+        network compression at inference time. WACV 2023.
+        Yu, Huang. Universally slimmable networks and improved training techniques. ICCV 2019.
+        Esser, McKinstry, Bablani, Appuswamy, Modha. Learned step size quantization. ICLR 2020.
+    """
+
+    def __init__(self, model: nn.Module, space: SearchSpace) -> None:
+        """Begin with the weights of a trained model.
+
+        Args:
+            model: The trained model; it is left as it is.
+            space: The space that was made from it.
+        """
+        super().__init__()
+        self.space = space
+        self.network = copy.deepcopy(model).requires_grad_(False)
+        # What a candidate's weights are moved by, in proportion to how far it is compressed.
+        self.pruning_shifts = self._zeros()
+        self.rounding_shifts = self._zeros()
+        self._widths = {
+            layer.name: tuple(bits for bits in layer.weight_bits if bits != FLOAT_BITS)
+            for layer in space.layers
+        }
+        scales: dict[str, Tensor] = {}
+        for name, widths in self._widths.items():
+            layer = self.network.get_submodule(name)
+            assert isinstance(layer, LAYER_TYPES)
+            axis = channel_dim(layer, "out")
+            for bits in widths:
+                scales[_key(name, bits)] = weight_scales(layer.weight, bits, axis)
+        for key, scale in scales.items():
+            self.register_buffer(f"scale_{key}", scale)
+        # Scales are learned as factors: a step of the optimizer is then relative to their size.
+        self.growth = nn.ParameterDict(
+            {key: nn.Parameter(torch.zeros_like(scale)) for key, scale in scales.items()}
+        )
+        self._slices: OrderedDict[tuple[tuple[str, float], ...], _Slice] = OrderedDict()
+
+    def parameters_to_train(self) -> list[nn.Parameter]:
+        """Return the shifts and the step sizes."""
+        learned = (self.pruning_shifts, self.rounding_shifts, self.growth)
+        return [parameter for part in learned for parameter in part.parameters()]
+
+    def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
+        """Run a candidate on a batch, normalised with the statistics of the batch.
+
+        Args:
+            inputs: Shape `(n, ...)`.
+            candidate: A candidate of the space.
+
+        Returns:
+            Its outputs; gradients flow to the shared weights and to the step sizes of its widths.
+        """
+        part = self._slice(candidate)
+        values: dict[str, Tensor] = {}
+        for name, parameter in self._weights(candidate).items():
+            at = part.positions.get(name)
+            values[name] = parameter if at is None else parameter.flatten()[at]
+        for name, choice in candidate.layers:
+            if not choice.is_float:
+                scale = self._scale(name, choice.weight_bits)[part.channels[name]]
+                key = f"{name}.weight"
+                values[key] = self._round(values[key], scale, name, choice.weight_bits)
+        output: Tensor = torch.func.functional_call(part.skeleton, values, (inputs,))
+        return output
+
+    @torch.no_grad()
+    def cut(self, candidate: Candidate, *, is_rounded: bool = True) -> SlicedModel:
+        """Return a candidate as a model of its own.
+
+        Args:
+            candidate: A candidate of the space.
+            is_rounded: Whether weights of integer layers are rounded to the nearest step.
+        """
+        whole = copy.deepcopy(self.network)
+        for name, weight in self._weights(candidate).items():
+            whole.get_parameter(name).copy_(weight)
+        module = prune(whole, candidate, self.space)
+        channels = self._slice(candidate).channels
+        scales: dict[str, Tensor] = {}
+        for name, choice in candidate.layers:
+            if not choice.is_float:
+                layer = module.get_submodule(name)
+                assert isinstance(layer, LAYER_TYPES)
+                scale = self._scale(name, choice.weight_bits)[channels[name]]
+                if is_rounded:
+                    layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
+                scales[name] = scale
+        return SlicedModel(module, scales)
+
+    def _weights(self, candidate: Candidate) -> dict[str, Tensor]:
+        """Return the parameters of the whole network at a candidate's place on the plane."""
+        pruning, rounding = self._place(candidate)
+        moved = {}
+        for name, parameter in self.network.named_parameters():
+            key = name.replace(".", "__")
+            shift = pruning * self.pruning_shifts[key] + rounding * self.rounding_shifts[key]
+            moved[name] = parameter + shift
+        return moved
+
+    def _zeros(self) -> nn.ParameterDict:
+        return nn.ParameterDict(
+            {
+                name.replace(".", "__"): nn.Parameter(torch.zeros_like(parameter))
+                for name, parameter in self.network.named_parameters()
+            }
+        )
+
+    def _place(self, candidate: Candidate) -> tuple[float, float]:
+        """Return how far a candidate is pruned and rounded, each from 0 to 1.
+
+        That is the mean over the groups of the share of channels removed, as a part of the
+        largest one, and the mean over the layers of the size of their rounding errors, as a part
+        of that of 2 bits.
+        """
+        shares = [
+            ratio / group.ratio(group.kept_options[0])
+            for group, (_, ratio) in zip(self.space.groups, candidate.pruning, strict=True)
+        ]
+        errors = [
+            0.0 if choice.is_float else 2.0 ** (2 - choice.weight_bits)
+            for _, choice in candidate.layers
+        ]
+        return sum(shares) / max(1, len(shares)), sum(errors) / len(errors)
+
+    def _scale(self, name: str, bits: int) -> Tensor:
+        key = _key(name, bits)
+        growth: Tensor = self.growth[key]
+        return self.get_buffer(f"scale_{key}") * growth.exp()
+
+    def _round(self, weight: Tensor, scale: Tensor, name: str, bits: int) -> Tensor:
+        layer = self.network.get_submodule(name)
+        assert isinstance(layer, LAYER_TYPES)
+        scale = along(scale, channel_dim(layer, "out"), weight.ndim)
+        return round_weight(weight, scale, bits)
+
+    def _slice(self, candidate: Candidate) -> _Slice:
+        key = candidate.pruning
+        if key not in self._slices:
+            self._slices[key] = self._find_slice(candidate)
+            if len(self._slices) > _KEPT_SLICES:
+                self._slices.popitem(last=False)
+        self._slices.move_to_end(key)
+        return self._slices[key]
+
+    @torch.no_grad()
+    def _find_slice(self, candidate: Candidate) -> _Slice:
+        """Prune a copy whose parameters say where they come from."""
+        marked = copy.deepcopy(self.network).requires_grad_(False)
+        for module in marked.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+                module.track_running_stats = False
+        for parameter in marked.parameters():
+            parameter.data = torch.arange(parameter.numel(), dtype=torch.float64).reshape(
+                parameter.shape  # exact up to 2**53
+            )
+        skeleton = prune(marked, candidate, self.space).train()
+        whole = dict(self.network.named_parameters())
+        found = {n: p.long() for n, p in skeleton.named_parameters()}
+        channels: dict[str, Tensor] = {}
+        for name in self._widths:
+            layer = self.network.get_submodule(name)
+            assert isinstance(layer, LAYER_TYPES)
+            axis = channel_dim(layer, "out")
+            first = found[f"{name}.weight"].movedim(axis, 0).flatten(1)[:, 0]
+            below = layer.weight.shape[axis + 1 :].numel()
+            channels[name] = first // below % layer.weight.shape[axis]
+        for parameter in skeleton.parameters():
+            parameter.data = torch.empty(0)  # each run brings its own
+        positions = {n: p for n, p in found.items() if p.shape != whole[n].shape}
+        return _Slice(skeleton, positions, channels)
+
+
+def _key(name: str, bits: int) -> str:
+    return f"{name.replace('.', '__')}__{bits}"  # a parameter's name may hold no dot

@@ -1,0 +1,89 @@
+"""When a candidate is not worth measuring to its end.
+
+Optuna's pruners compare learning curves of one objective. Here each objective becomes known at a
+time of its own: a candidate is given up as soon as even the best that it can still turn out to be
+breaks a constraint, or is dominated by a trial that is complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+CONFIDENCE = 0.999
+"""Of the bounds on accuracy: each candidate is looked at some twenty times."""
+
+LATENCY_DEVIATIONS = 3.0
+"""Of the latency model, below its mean: what a candidate may be expected to reach at best."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """What a candidate is compared with.
+
+    Attributes:
+        costs: Feasible complete trials, shape `(n, 3)`: accuracy (negated where higher is better),
+            bytes, microseconds.
+        numbers: Their numbers.
+        limits: Costs that may not be exceeded, infinite where there is no constraint.
+        higher_is_better: Whether accuracy is negated.
+        latency_us: Least latency that is expected of the candidate, 0 where nothing is known.
+    """
+
+    costs: NDArray[np.float64]
+    numbers: Sequence[int]
+    limits: tuple[float, float, float] = (inf, inf, inf)
+    higher_is_better: bool = True
+    latency_us: float = 0.0
+
+    def verdict(
+        self, size_bytes: float, latency_us: float | None = None, accuracy: float | None = None
+    ) -> str | None:
+        """Say why a candidate need not be measured further, or None if it must be.
+
+        Args:
+            size_bytes: Its size.
+            latency_us: Least latency that it can have; None takes what was expected.
+            accuracy: Best accuracy that it can have; None if nothing is known.
+        """
+        sign = -1.0 if self.higher_is_better else 1.0
+        cost = -inf if accuracy is None else sign * accuracy
+        best = np.array([cost, size_bytes, self.latency_us if latency_us is None else latency_us])
+        for name, value, limit in zip(_NAMES, best, self.limits, strict=True):
+            if value > limit:
+                return (
+                    f"its {name} is {abs(value):.6g} at best, beyond the bound of {abs(limit):.6g}"
+                )
+        if not len(self.costs):
+            return None
+        beaten = (self.costs <= best).all(axis=1) & (self.costs < best).any(axis=1)
+        if not beaten.any():
+            return None
+        number = self.numbers[int(np.flatnonzero(beaten)[0])]
+        reached = "any" if accuracy is None else f"{accuracy:.4f} at best"
+        return (
+            f"trial {number} is better in everything (accuracy {reached}, {size_bytes:.0f} bytes)"
+        )
+
+
+_NAMES = ("accuracy", "size", "latency")
+
+
+class StoppedEarly(Exception):
+    """A candidate was given up.
+
+    Attributes:
+        reason: Why.
+        estimates: What is known: accuracy of the samples that were run, size, and latency.
+    """
+
+    def __init__(
+        self, reason: str, estimates: tuple[float | None, float | None, float | None]
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.estimates = estimates

@@ -1,0 +1,1 @@
+"""What is known of a space before and beside its trials: sizes, latencies, sensitivities."""

@@ -1,0 +1,262 @@
+"""What a study learns about its space before and beside its trials, and how that leads the search.
+
+The sensitivities and the first timings are kept with the study, so that a resumed study begins
+where it was, and `paredown explain` can show them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from ..evaluators.task import Task
+from ..hw_profiles.errors import ParedownError
+from ..search.candidate import Candidate
+from ..search.compression.compressor import Compressor
+from ..search.guided import GuidedSampler
+from ..search.knowledge.latency_model import LatencyModel, LatencySample, probe_candidates
+from ..search.knowledge.prior import SpacePrior
+from ..search.knowledge.sensitivity import Sensitivities, measure_sensitivities
+from ..search.knowledge.sizes import Choices
+from ..search.knowledge.warm_starts import knapsack_front, spread
+from ..search.space import SearchSpace
+from .observer import Observer
+from .records import StudyRecord, TrialRecord
+
+KNOWLEDGE_KEY = "paredown:knowledge"
+_VERSION = 1
+
+_MAX_PROBES, _MAX_WARM = 10, 16
+_MAX_INPUTS = 256
+_SENSITIVITY_S = 0.5  # for each trial that is asked for
+_MAX_SENSITIVITY_S = 60.0
+_INTEREST = 0.1  # share of the baseline's accuracy that may be lost before a trial is of no use
+
+
+class Prober(Protocol):
+    """Times candidates without a trial; `Objective` does."""
+
+    def probe(self, candidate: Candidate) -> LatencySample:
+        """Time a candidate and its layers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What was measured for a study beside its trials.
+
+    Attributes:
+        sensitivities: Loss of each option.
+        probes: Networks that were timed.
+        weight_bits: Widths on offer by layer; parameters are positions in them.
+        channels: Channels of each group before pruning, and the layers that produce them.
+    """
+
+    sensitivities: Sensitivities
+    probes: tuple[LatencySample, ...]
+    weight_bits: Mapping[str, tuple[int, ...]]
+    channels: Mapping[str, tuple[int, tuple[str, ...]]]
+
+    @classmethod
+    def of(
+        cls, space: SearchSpace, found: Sensitivities, probes: Sequence[LatencySample]
+    ) -> Knowledge:
+        """Put what was measured together with the names of the space."""
+        return cls(
+            found,
+            tuple(probes),
+            {layer.name: layer.weight_bits for layer in space.layers},
+            {group.name: (group.channels, group.layers) for group in space.groups},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "version": _VERSION,
+            "sensitivities": self.sensitivities.to_json(),
+            "probes": [probe.to_json() for probe in self.probes],
+            "weight_bits": {name: list(bits) for name, bits in self.weight_bits.items()},
+            "channels": {n: [count, list(names)] for n, (count, names) in self.channels.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Knowledge:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: If the version is unknown.
+        """
+        if data.get("version") != _VERSION:
+            raise ValueError(
+                f"Version of a study's knowledge must be {_VERSION}, but got "
+                f"{data.get('version')!r}. It was written by another version of Paredown."
+            )
+        return cls(
+            Sensitivities.from_json(data["sensitivities"]),
+            tuple(LatencySample.from_json(probe) for probe in data["probes"]),
+            {name: tuple(bits) for name, bits in data["weight_bits"].items()},
+            {name: (count, tuple(names)) for name, (count, names) in data["channels"].items()},
+        )
+
+
+def read_knowledge(storage: RDBStorage, name: str) -> Knowledge | None:
+    """Return what is kept with a study, None if it has none."""
+    attrs = storage.get_study_user_attrs(storage.get_study_id_from_name(name))
+    data = attrs.get(KNOWLEDGE_KEY)
+    return None if data is None else Knowledge.from_json(data)
+
+
+class Guide:
+    """Leads a guided sampler: learns about the space, then from every trial.
+
+    Args:
+        storage: Where the study lives.
+        space: What may be chosen.
+        task: Gives the inputs whose outputs are compared.
+        compressor: Makes models, without fine-tuning.
+        prober: Times candidates.
+        sampler: Gets the prior.
+        n_trials: Trials that are asked for: the effort before them is in proportion.
+        observer: Told what is being done.
+    """
+
+    def __init__(
+        self,
+        storage: RDBStorage,
+        space: SearchSpace,
+        task: Task,
+        compressor: Compressor,
+        prober: Prober,
+        sampler: GuidedSampler,
+        n_trials: int,
+        observer: Observer,
+    ) -> None:
+        self._storage, self._space, self._task = storage, space, task
+        self._compressor, self._prober, self._sampler = compressor, prober, sampler
+        self._n_trials, self._observer = n_trials, observer
+        self._prior: SpacePrior | None = None
+        self._learnt: set[int] = set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the space is known."""
+        return self._prior is not None
+
+    def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
+        """Learn about the space, once the uncompressed model has its trial.
+
+        Args:
+            record: The study with its baseline.
+
+        Returns:
+            Candidates that cover what is expected to be the front.
+        """
+        baseline = record.baseline
+        assert baseline is not None
+        assert baseline.latency_us is not None
+        knowledge = self._knowledge(record)
+        latency = LatencyModel(self._space, baseline.latency_us)
+        for probe in knowledge.probes:
+            latency.add(probe)
+        self._prior = SpacePrior(self._space, knowledge.sensitivities, latency)
+        self._sampler.prior = self._prior
+        self._sampler.reference = reference_values(record, baseline)
+        self.learn(record)
+        return self._warm_starts(record)
+
+    def learn(self, record: StudyRecord) -> None:
+        """Learn from the trials that have ended since the last time."""
+        if self._prior is None:
+            return
+        new = [trial for trial in record.complete if trial.number not in self._learnt]
+        for trial in new:
+            assert trial.candidate is not None
+            self._prior.latency.add(
+                LatencySample(trial.candidate, trial.layer_times, trial.latency_us)
+            )
+        self._learnt |= {trial.number for trial in new}
+        if new:
+            inside = [t for t in record.complete if t.candidate and not t.is_baseline]
+            if inside:
+                expected = self._expect([t.candidate for t in inside if t.candidate])[:, 1]
+                gaps = np.array([t.values[1] for t in inside]) - expected
+                self._prior.size_offset_bytes += float(np.median(gaps))
+
+    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
+        """Return mean and deviation that the latency model expects, None before it is there."""
+        if self._prior is None:
+            return None
+        mean, deviation = self._prior.latency.predict(Choices.of(self._space, [candidate]))
+        return float(mean[0]), float(deviation[0])
+
+    def _expect(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        assert self._prior is not None
+        params = [self._space.params(candidate) for candidate in candidates]
+        names = list(params[0])
+        return self._prior(names, np.array([[p[n] for n in names] for p in params]))
+
+    def _knowledge(self, record: StudyRecord) -> Knowledge:
+        found = read_knowledge(self._storage, record.name)
+        if found is not None:
+            return found
+        inputs = self._task.calibration[:_MAX_INPUTS]
+        sensitivities = measure_sensitivities(
+            self._compressor,
+            inputs,
+            budget_s=min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials),
+            report=self._observer.preparing,
+        )
+        probes = []
+        n_probes = min(_MAX_PROBES, max(3, self._n_trials // 6))
+        for number, candidate in enumerate(
+            probe_candidates(self._space, n_probes, record.settings.seed), start=1
+        ):
+            self._observer.preparing(f"timing kernels, {number} of {n_probes}")
+            try:
+                probes.append(self._prober.probe(candidate))
+            except ParedownError as error:  # one candidate that cannot be built is no harm
+                self._observer.message(f"A candidate could not be timed: {error}")
+        knowledge = Knowledge.of(self._space, sensitivities, probes)
+        study_id = self._storage.get_study_id_from_name(record.name)
+        self._storage.set_study_user_attr(study_id, KNOWLEDGE_KEY, knowledge.to_json())
+        return knowledge
+
+    def _warm_starts(self, record: StudyRecord) -> Sequence[Candidate]:
+        assert self._prior is not None
+        options = self._space.options()
+        if not options:
+            return ()
+        names = list(options)
+        values, costs = knapsack_front(options, self._prior, record.settings.seed)
+        known = [t.candidate for t in record.complete if t.candidate and not t.is_baseline]
+        taken = self._expect(known) if known else np.empty((0, costs.shape[1]))
+        n_points = min(_MAX_WARM, max(2, self._n_trials // 4))
+        return [
+            self._space.from_params(dict(zip(names, values[place].tolist(), strict=True)))
+            for place in spread(costs, taken, n_points)
+        ]
+
+
+def reference_values(record: StudyRecord, baseline: TrialRecord) -> tuple[float, float, float]:
+    """Return what is just of no use any more: accuracy, bytes and microseconds.
+
+    That is what the study says, else a tenth of the uncompressed model's accuracy less, its size
+    and its latency; or the study's bounds where they are tighter.
+    """
+    accuracy, size, latency = baseline.values
+    sign = 1.0 if record.higher_is_better else -1.0
+    wanted, bounds = record.settings.reference, record.bounds
+    worst = [accuracy - sign * _INTEREST * abs(accuracy) if wanted.accuracy is None
+             else wanted.accuracy]  # fmt: skip
+    if bounds.min_accuracy is not None:
+        worst.append(bounds.min_accuracy)
+    return (
+        sign * max(sign * value for value in worst),
+        min(wanted.size_bytes or size, bounds.max_size_bytes or math.inf),
+        min(wanted.latency_us or latency, bounds.max_latency_us or math.inf),
+    )

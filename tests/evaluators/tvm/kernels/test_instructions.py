@@ -1,0 +1,140 @@
+"""What kernels are made of: each family has its instruction, no newer one, and a tight loop."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tvm
+from tvm.script import from_source
+
+from paredown.evaluators.tvm.image import Image
+from paredown.evaluators.tvm.kernels.script import Kernel
+from paredown.evaluators.tvm.knobs import options
+from paredown.evaluators.tvm.layers import ConvLayer
+from paredown.evaluators.tvm.packing import ConvGeometry
+from paredown.evaluators.tvm.sink import Sink
+from paredown.hw_profiles import load_profile
+
+pytestmark = pytest.mark.slow
+
+# Instructions that came after what a family may use.
+DOT = r"\b[su]{1,2}dot\b"
+I8MM = r"\bu?[su]mmla\b|\bus?u?dot\b|\bsudot\b"
+VNNI = "vpdpbusd"
+
+
+def layer(top: int, groups: int = 1) -> ConvLayer:
+    """A 3 x 3 layer of 64 channels with random weights of at most `top`."""
+    geometry = ConvGeometry(64, 64, 64, (3, 3), groups=groups)
+    weights = np.random.default_rng(0).integers(-top, top + 1, (64, 64 // groups, 3, 3))
+    weights[:, 0, 0, 0] = top
+    source = Image(None, "uint8", 1, 26, 26, 64, 64)
+    sink = Sink(0, "uint8", 0.5, 128)
+    output = sink.image(1, 24, 24, 64)
+    placed = (np.ones(64, np.float32), source, (0, 0), output, sink, 1)
+    return ConvLayer(geometry, weights.astype(np.int8), np.zeros(64, np.int32), *placed)
+
+
+def assembly(kernel: Kernel, profile: str) -> str:
+    target = tvm.target.Target(dict(load_profile(profile).target))
+    text: str = tvm.compile(from_source(kernel.text("kernel")), target).mod.inspect_source("asm")
+    return text
+
+
+def best(profile: str, top: int, groups: int = 1) -> str:
+    """The code of the first setting of a layer."""
+    case = layer(top, groups)
+    return assembly(case.call(options(case, load_profile(profile).isa)[0]).kernel, profile)
+
+
+@pytest.mark.parametrize("groups", [1, 64], ids=["dense", "depthwise"])
+@pytest.mark.parametrize(
+    ("profile", "top", "has", "lacks"),
+    [
+        ("x86-64-v3", 63, r"vpmadd(ubsw|wd).*ymm", rf"zmm|{VNNI}"),
+        ("x86-64-v3-vnni", 127, r"vpdpbusd.*ymm|vpmaddwd.*ymm", "zmm"),
+        ("x86-64-v4", 63, r"vpmadd(ubsw|wd).*zmm", VNNI),
+        ("x86-64-v4-vnni", 127, r"vpdpbusd.*zmm|vpmaddwd.*zmm", "%mm"),
+        ("raspberry-pi-3", 63, r"\bsmlal2?\b", rf"{DOT}|{I8MM}"),
+        ("raspberry-pi-4", 127, r"\bsmlal2?\b", rf"{DOT}|{I8MM}"),
+        ("raspberry-pi-5", 127, r"\bsdot\b", I8MM),
+        ("graviton2", 127, r"\bsdot\b", I8MM),
+        ("apple-m1", 127, r"\bsdot\b", I8MM),
+        ("graviton3", 127, r"\bus(mmla|dot)\b", r"\bsdot\b"),
+    ],
+)
+def test_family_has_its_instruction_and_no_newer_one(
+    profile: str, top: int, has: str, lacks: str, groups: int
+) -> None:
+    code = best(profile, top, groups)
+    assert re.search(has, code)
+    assert not re.search(lacks, code)
+
+
+@pytest.mark.parametrize("profile", ["x86-64-v3-vnni", "x86-64-v4-vnni"])
+@pytest.mark.parametrize("groups", [1, 64], ids=["dense", "depthwise"])
+def test_vnni_is_used(profile: str, groups: int) -> None:
+    case = layer(127, groups)
+    isa = load_profile(profile).isa
+    (knobs, *_) = [k for k in options(case, isa) if k.form in ("dot", "dw_dot")]
+    assert VNNI in assembly(case.call(knobs).kernel, profile)
+
+
+def inner_loop(code: str) -> list[str]:
+    """The instructions of the innermost loop that multiplies most."""
+    lines = [line.split("//")[0].strip() for line in code.splitlines()]
+    lines = [line for line in lines if not line.startswith(".Ltmp")]  # places for a debugger
+    starts: dict[str, int] = {}
+    found: list[list[str]] = [[]]
+    for place, line in enumerate(lines):
+        if label := re.fullmatch(r"(\.L\w+):", line):
+            starts[label[1]] = place
+        elif (jump := re.match(r"b\S*\s+(?:\w+, )?(\.L\w+)$", line)) and jump[1] in starts:
+            body = lines[starts[jump[1]] + 1 : place + 1]
+            if not any(text.endswith(":") for text in body):
+                found.append([text for text in body if text and not text.startswith(".")])
+    return max(found, key=lambda body: len([t for t in body if MULTIPLIES.match(t)]))
+
+
+MULTIPLIES = re.compile(r"(smull2?|smlal2?|sdot|usmmla|fmla)\b")
+
+
+@pytest.mark.parametrize(
+    ("profile", "top", "products", "limit"),
+    [
+        ("raspberry-pi-4", 127, 8, 3.8),  # of 16 products: 2 to multiply, 1 to widen, the rest
+        ("raspberry-pi-4", 63, 8, 3.15),  # loads and brings data to s8
+        ("raspberry-pi-4", 31, 8, 2.95),
+        ("raspberry-pi-5", 127, 16, 1.35),
+        ("graviton3", 127, 32, 0.85),
+    ],
+)
+def test_inner_loop_keeps_to_registers(
+    profile: str, top: int, products: int, limit: float
+) -> None:
+    body = inner_loop(best(profile, top))
+    multiplies = [text for text in body if MULTIPLIES.match(text)]
+    assert len(multiplies) >= 32
+    assert len([text for text in body if "[sp" in text]) <= 1
+    assert len(body) * 16 / (len(multiplies) * products) <= limit
+
+
+def test_float_loop_keeps_to_registers() -> None:
+    case = layer(1)
+    case = ConvLayer(
+        case.geometry,
+        case.weights.astype(np.float32),
+        np.zeros(64, np.float32),
+        case.factor,
+        Image(None, "float32", 1, 26, 26, 64, 64),
+        case.pads,
+        Sink(0).image(1, 24, 24, 64),
+        Sink(0),
+        1,
+    )
+    kernel = case.call(options(case, "neon")[0]).kernel
+    body = inner_loop(assembly(kernel, "raspberry-pi-4"))
+    multiplies = [text for text in body if text.startswith("fmla")]
+    assert len(body) <= 1.3 * len(multiplies)

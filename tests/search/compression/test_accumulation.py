@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paredown.evaluators.tvm.packing import ConvGeometry, proved_runs, segment
+from paredown.search.compression.accumulation import bound_sums
+
+
+def proved(values: torch.Tensor, data_max: int) -> int:
+    weights = values.numpy()
+    oc, ic, kh, kw = weights.shape
+    geometry = ConvGeometry(ic=ic, icp=ic, oc=oc, kernel=(kh, kw))
+    return int(proved_runs(segment(weights, geometry, 8).values, data_max).min())
+
+
+def weights(bits: int, ic: int = 16, kernel: int = 3) -> torch.Tensor:
+    top = 2 ** (bits - 1) - 1
+    rng = torch.Generator().manual_seed(bits)
+    return torch.randint(-top, top + 1, (8, ic, kernel, kernel), generator=rng).to(torch.int8)
+
+
+@pytest.mark.parametrize("data_max", [127, 255])
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+@pytest.mark.parametrize("run", [1, 2, 4, 8])
+def test_the_wanted_run_is_proved(bits: int, run: int, data_max: int) -> None:
+    values = weights(bits)
+    bounded = bound_sums(values, run, data_max)
+    assert proved(bounded, data_max) >= run
+    assert (bounded.abs() <= values.abs()).all()
+    assert (bounded.sign() * values.sign() >= 0).all()
+
+
+def test_weights_that_keep_the_bound_stay() -> None:
+    values = weights(4)
+    assert proved(values, 255) >= 4
+    assert torch.equal(bound_sums(values, 4, 255), values)
+
+
+def test_hand_computed_case() -> None:
+    # One lane has the first two of each four: 100 + 60 may be 128 at most, so both lose 16.
+    values = torch.tensor([[100, 60, 5, -7]], dtype=torch.int8)
+    assert bound_sums(values, 1, 255).tolist() == [[84, 44, 5, -7]]
+
+
+@given(
+    st.integers(1, 6), st.integers(1, 5), st.integers(1, 3), st.integers(1, 6), st.integers(0, 99)
+)
+def test_any_shape_keeps_its_form(oc: int, ic: int, kernel: int, run: int, seed: int) -> None:
+    values = torch.from_numpy(
+        np.random.default_rng(seed).integers(-127, 128, (oc, ic, kernel, kernel)).astype(np.int8)
+    )
+    bounded = bound_sums(values, run, 255)
+    assert bounded.shape == values.shape
+    assert bounded.dtype == torch.int8
+    assert (bounded.abs() <= values.abs()).all()

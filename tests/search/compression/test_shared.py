@@ -1,0 +1,143 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paredown.evaluators.accuracy import predict
+from paredown.evaluators.task import Data, Task
+from paredown.hw_profiles.profile import HardwareProfile
+from paredown.search.candidate import Candidate
+from paredown.search.compression.compressor import CompressionSettings, Compressor
+from paredown.search.compression.pruning import prune, reestimate_batch_norm
+from paredown.search.compression.quantizer import along, largest_integer, weight_scales
+from paredown.search.compression.shared import SharedNetwork
+from paredown.search.compression.surgery import channel_dim
+from paredown.search.layers import LAYER_TYPES
+from paredown.search.space import SearchSpace
+
+Build = Callable[[str], tuple[nn.Module, Tensor]]
+NAMES = ("residual", "concat", "separable", "grouped", "mlp")
+
+
+def make(
+    build: Build, profile: HardwareProfile, name: str
+) -> tuple[SharedNetwork, nn.Module, SearchSpace, Tensor]:
+    model, example = build(name)
+    space = SearchSpace.from_model(model, example, profile)
+    torch.manual_seed(0)
+    return SharedNetwork(model, space), model, space, torch.randn(32, *example.shape[1:])
+
+
+def normalised_by_batch(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        output: Tensor = model.train()(inputs)
+    model.eval()
+    return output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float_slice_is_the_pruned_model(
+    build: Build, profile: HardwareProfile, name: str
+) -> None:
+    shared, model, space, inputs = make(build, profile, name)
+    for ratio in (0.0, 0.5, 1.0):
+        candidate = space.uniform(32, pruning_ratio=ratio)
+        expected = normalised_by_batch(prune(model, candidate, space), inputs)
+        torch.testing.assert_close(shared(inputs, candidate).detach(), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_model_is_the_slice(build: Build, profile: HardwareProfile, name: str) -> None:
+    shared, _, space, inputs = make(build, profile, name)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        candidate = space.random(rng)
+        part = shared.cut(candidate)
+        found = normalised_by_batch(part.module, inputs)
+        torch.testing.assert_close(found, shared(inputs, candidate).detach())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_weights_lie_on_their_grids(build: Build, profile: HardwareProfile, name: str) -> None:
+    shared, model, space, _ = make(build, profile, name)
+    part = shared.cut(space.uniform(3, pruning_ratio=0.5))
+    for layer_name, scale in part.scales.items():
+        layer = part.module.get_submodule(layer_name)
+        assert isinstance(layer, LAYER_TYPES)
+        axis = channel_dim(layer, "out")
+        steps = layer.weight.detach() / along(scale, axis, layer.weight.ndim)
+        torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0.0)
+        assert steps.abs().max() < largest_integer(3) + 0.5
+        whole = model.get_submodule(layer_name).get_parameter("weight")
+        assert set(scale.tolist()) <= set(weight_scales(whole, 3, axis).tolist())
+
+
+def test_the_less_compressed_the_nearer_to_the_trained_weights(
+    build: Build, profile: HardwareProfile
+) -> None:
+    shared, model, space, _ = make(build, profile, "residual")
+    with torch.no_grad():
+        for shift in shared.parameters_to_train():
+            shift.fill_(0.01)
+
+    def distance(candidate: Candidate) -> float:
+        found = shared.cut(candidate).module.get_parameter("stem.1.bias")
+        return (found - model.get_parameter("stem.1.bias")).abs().max().item()
+
+    whole = [distance(space.uniform(bits)) for bits in (32, 8, 4, 2)]
+    assert whole == sorted(whole)
+    assert whole[0] == 0.0
+    assert whole[-1] == pytest.approx(0.01, rel=1e-4)
+
+
+def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfile) -> None:
+    shared, _, space, inputs = make(build, profile, "residual")
+    candidate = space.uniform(4, pruning_ratio=0.5)
+    shared(inputs, candidate).square().sum().backward()
+    group = next(g for g in space.groups if g.name == "stem.0")
+    for kind in ("pruning", "rounding"):
+        shift = shared.get_parameter(f"{kind}_shifts.stem__0__weight")
+        assert shift.grad is not None
+        used = shift.grad.flatten(1).abs().sum(1) > 0
+        assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
+    learned = {name for name, p in shared.growth.items() if p.grad is not None}
+    assert learned == {f"{layer.name.replace('.', '__')}__4" for layer in space.layers}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_file_of_a_candidate_computes_what_was_cut(
+    build: Build, profile: HardwareProfile, name: str
+) -> None:
+    shared, model, space, inputs = make(build, profile, name)
+    with torch.no_grad():  # as after training: other weights, and scales that no search finds
+        for shift in shared.parameters_to_train():
+            shift.normal_(std=0.02)
+        for growth in shared.growth.values():
+            growth.uniform_(-0.2, 0.2)
+    data = Data(inputs, predict(model, inputs).argmax(1))
+    task = Task("test", model, inputs[:1], inputs, data, train=data)
+    settings = CompressionSettings(round_by_outputs=False)
+    compressor = Compressor(task, space, settings, shared=shared)
+    for candidate in (space.uniform(4, pruning_ratio=0.5), space.uniform(2)):
+        compressed = compressor.compress(candidate)
+        part = shared.cut(candidate).module
+        reestimate_batch_norm(part, inputs)
+        expected = predict(part, inputs)
+        error = predict(compressed.module, inputs) - expected
+        # What is left is the rounding of activations to 8 bits.
+        assert error.square().mean() < 0.002 * expected.square().mean()
+
+
+@pytest.mark.slow
+def test_the_baseline_stays_the_task_s_model(build: Build, profile: HardwareProfile) -> None:
+    shared, model, space, inputs = make(build, profile, "mlp")
+    with torch.no_grad():
+        for shift in shared.parameters_to_train():
+            shift.fill_(1.0)
+    data = Data(inputs, predict(model, inputs).argmax(1))
+    task = Task("test", model, inputs[:1], inputs, data, train=data)
+    compressed = Compressor(task, space, shared=shared).compress(space.baseline())
+    torch.testing.assert_close(predict(compressed.module, inputs), predict(model, inputs))
