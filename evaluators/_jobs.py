@@ -285,7 +285,9 @@ def step(title: str, reason: Reason) -> Iterator[None]:
     """Turn any error of a library into an `EvaluationError` with a title and a reason."""
     try:
         yield
-    except EvaluationError:
+    except EvaluationError as error:
+        if speaks_of_memory(str(error)):  # of the compiler's, for instance
+            error.reason = "memory"
         raise
     except (Exception, SystemExit) as error:
         detail = shorten(f"{type(error).__name__}: {error}")

@@ -82,7 +82,7 @@ def clip_bounds(graph: Graph, constant: Constant, node: Node) -> tuple[float, fl
 
 def _single(graph: Graph, constant: Constant, node: Node) -> Activation | None:
     match node.op:
-        case "Sigmoid" | "Tanh" | "Erf":
+        case "Sigmoid" | "Tanh" | "Erf" | "Mish":
             return Activation(node.op.lower())
         case "HardSigmoid":
             return Activation("hard_sigmoid", node.get("alpha", 0.2), node.get("beta", 0.5))
@@ -107,9 +107,13 @@ def _rank(graph: Graph, node: Node) -> int:
 
 
 def _gated(graph: Graph, node: Node) -> Found | None:
-    """`x * Sigmoid(x)` and `x * HardSigmoid(x)`."""
+    """`x * Sigmoid(x)`, `x * HardSigmoid(x)` and `x * Tanh(Softplus(x))`."""
     for data, gate in (node.inputs, node.inputs[::-1]):
         maker = graph.producer(gate)
+        plus = graph.producer(maker.inputs[0]) if maker and maker.op == "Tanh" else None
+        if plus is not None and plus.op == "Softplus" and plus.inputs == (data,):
+            if graph.only_user(gate) is node and graph.only_user(plus.output) is maker:
+                return Found(Activation("mish"), data, (node, plus))
         if maker is None or maker.inputs[:1] != (data,) or graph.only_user(gate) is not node:
             continue
         if maker.op == "Sigmoid":

@@ -36,7 +36,7 @@ def compile_onnx(
     """
     from tvm import relax
 
-    from . import conv_rules, image_rules, matmul_rules  # noqa: F401  # they register rules
+    from . import conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
     from .lowering import Lowering
 
     graph = Graph(load_model(model) if isinstance(model, Path) else model)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .channel_rules import lower_scale
 from .graph import Node, conv_pads
 from .image import Image
 from .kernels.script import worth_threads
@@ -17,6 +18,7 @@ from .lowering import Lowering, rule
 from .packing import ConvGeometry
 from .quantizers import is_constant, quantizer, stored_steps
 from .sink import Sink
+from .transposed import Phases, phase_weights, transposed_axes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,8 +96,40 @@ def lower_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
         groups=node.get("group", 1),
     )
     top, left, _, _ = conv_pads(low.graph, node)
-    size = (n, ho, wo)
-    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), size, node.proto.name)
+    name, size = node.proto.name, (n, ho, wo)
+    layer = _Layer(node.inputs[0], geometry, weights, bias, (top, left), size, oc, name)
+    return _lower_layer(low, layer, sink)
+
+
+@rule("ConvTranspose")
+def lower_transposed_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Two-dimensional transposed convolution with constant weights."""
+    weights = _weights(low, node.inputs[1], 1, 4)
+    if weights is None or sink.residual is not None or node.get("group", 1) != 1:
+        return None
+    bias = _bias(low, node, len(weights.values))
+    axes = transposed_axes(low.graph, node)
+    is_whole = all(axis.out % axis.stride == 0 for axis in axes)
+    if bias is None or not is_whole:
+        return None
+    n, oc, ho, wo = low.graph.shape(node.output)
+    values, phases = phase_weights(weights.values, axes)
+
+    def of_phases(channels: NDArray[Any]) -> NDArray[Any]:
+        return np.tile(np.pad(channels, (0, phases.channels - oc)), len(phases.shifts))
+
+    scale = None if weights.scale is None else of_phases(weights.scale)
+    geometry = ConvGeometry(
+        ic=values.shape[1],
+        icp=values.shape[1],
+        oc=len(values),
+        kernel=(values.shape[2], values.shape[3]),
+        dilation=(axes[0].step, axes[1].step),
+    )
+    layer = _Layer(
+        *(node.inputs[0], geometry, Weights(values, scale), of_phases(bias), (0, 0)),
+        *((n, ho, wo), oc, node.proto.name, phases),
+    )
     return _lower_layer(low, layer, sink)
 
 
@@ -124,8 +158,8 @@ def _lower_linear(
     geometry = ConvGeometry(ic=ic, icp=ic, oc=oc, kernel=(1, 1))
     weights = replace(weights, values=weights.values[:, :, None, None])
     rows = int(np.prod(shape[:-1], dtype=np.int64))
-    size = (1, 1, rows)
-    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), size, node.proto.name)
+    name, size = node.proto.name, (1, 1, rows)
+    layer = _Layer(node.inputs[0], geometry, weights, bias + more, (0, 0), size, oc, name)
     return _lower_layer(low, layer, sink)
 
 
@@ -140,7 +174,9 @@ class _Layer:
         bias: Reals.
         pads: Top and left padding.
         size: Batch, height and width of the output.
+        channels: Output channels; those of the geometry are of all phases together.
         name: Name of the node.
+        phases: Of a transposed convolution.
     """
 
     data: str
@@ -149,7 +185,9 @@ class _Layer:
     bias: NDArray[np.float64]
     pads: tuple[int, int]
     size: tuple[int, int, int]
+    channels: int
     name: str
+    phases: Phases | None = None
 
 
 def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
@@ -160,13 +198,17 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     source = low.image(layer.data) if steps is None else steps
     geometry = replace(layer.geometry, icp=source.cp)
     n, h, w = layer.size
-    output = sink.image(n, h, w, geometry.oc)
+    output = sink.image(n, h, w, layer.channels)
     threads = worth_threads(low.threads, _work(geometry, output, weights))
     placed = (source, layer.pads, output, sink, threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
         return low.call_layer(
-            ConvLayer(geometry, weights.reals, bias, factor, *placed, name=layer.name)
+            ConvLayer(
+                *(geometry, weights.reals, bias, factor, *placed),
+                name=layer.name,
+                phases=layer.phases,
+            )
         )
     unit = source.scale * weights.scale.astype(np.float64)
     target = sink.scale if sink.accumulates_in_steps else 1.0
@@ -178,7 +220,11 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     fraction = None if rest is None else (rest / target).astype(np.float32)
     bias = (whole - zero_sum).astype(np.int32)
     return low.call_layer(
-        ConvLayer(geometry, weights.values, bias, factor, *placed, fraction, layer.name)
+        ConvLayer(
+            *(geometry, weights.values, bias, factor, *placed, fraction),
+            name=layer.name,
+            phases=layer.phases,
+        )
     )
 
 
@@ -226,8 +272,9 @@ def lower_add(low: Lowering, node: Node, sink: Sink) -> Image | None:
             maker = graph.producer(data)
             same = graph.shape(data) == graph.shape(node.output)
             if maker is None or maker.op != "MatMul" or graph.only_user(data) is not node:
-                return None
-            return _lower_linear(low, maker, sink, constant) if same else None
+                return lower_scale(low, node, sink)
+            linear = _lower_linear(low, maker, sink, constant) if same else None
+            return linear or lower_scale(low, node, sink)
     shapes = [graph.shape(i) for i in node.inputs]
     if shapes[0] != shapes[1] or len(shapes[0]) < 2:
         return None
@@ -296,6 +343,7 @@ def _layer_behind(low: Lowering, quantize: Node, dequantize: Node) -> tuple[Node
 
 _LAYERS: dict[str, Callable[[Lowering, Node, Sink], Image | None]] = {
     "Conv": lower_conv,
+    "ConvTranspose": lower_transposed_conv,
     "Gemm": lower_linear,
     "MatMul": lower_linear,
 }

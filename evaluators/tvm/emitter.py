@@ -84,7 +84,7 @@ class Emitter:
     ) -> Any:
         """Emit an elementwise kernel; `size` is the length of its output if not the image's."""
         first = operands[0]
-        operands = [self._with_pitch(i, output.cp) for i in operands]
+        operands = [self.with_pitch(i, output.cp) for i in operands]
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
             sink.dtype,
@@ -157,7 +157,7 @@ class Emitter:
         flat = self.builder.emit(relax.op.reshape(var, (size,)))
         return self.image(kernel, [flat, *parameter_arrays(kernel, values)], output)
 
-    def _with_pitch(self, image: Image, pitch: int) -> Image:
+    def with_pitch(self, image: Image, pitch: int) -> Image:
         """Return an image whose pixels are `pitch` apart; only a first layer's input has less."""
         if image.cp == pitch:
             return image

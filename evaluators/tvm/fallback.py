@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
+import tvm
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from tvm import relax
-from tvm.relax.frontend.onnx import from_onnx
+from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from ..measurement import EvaluationError
 from .graph import Graph, Node
@@ -39,14 +42,24 @@ def import_node(
         EvaluationError: If TVM does not know the operator; the message names it.
     """
     model = _single_node_model(graph, node, list(arguments), constants)
+    importer = ONNXGraphImporter({}, {}, keep_params_in_input=False)
+    opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     try:
-        module = from_onnx(model, keep_params_in_input=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it raises
+            module = importer.from_onnx(model.graph, opset)
+        return _inlined(builder, module, list(arguments.values()))
     except Exception as error:  # the frontend raises exceptions of many types
+        discard(importer.bb)
         label = node.proto.name or node.output
         raise EvaluationError(
             f"Operator {node.op} (node '{label}') cannot be compiled by TVM: {error}", "build"
         ) from error
-    return _inlined(builder, module, list(arguments.values()))
+
+
+def discard(builder: relax.BlockBuilder) -> None:
+    """End the block that an exception has left open: TVM would warn of it on stderr."""
+    with contextlib.suppress(tvm.error.InternalError):
+        builder._end_block()  # there is no public way
 
 
 def _inlined(builder: relax.BlockBuilder, module: Any, arguments: list[Any]) -> Any:

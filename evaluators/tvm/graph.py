@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnx.inliner import inline_local_functions
 
 from ..measurement import EvaluationError
+from .inference import infer_shapes
+from .operators import SUPPORTED, check_node
 
 # Weights are to be seen as they are stored, and random numbers are no constants.
 _KEPT = frozenset(
@@ -59,12 +60,7 @@ class Graph:
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        try:
-            if model.functions:
-                model = inline_local_functions(model)
-            self.model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-        except Exception as error:  # onnx raises exceptions without a common base
-            raise EvaluationError(f"The ONNX model is invalid: {error}", "model") from error
+        self.model = infer_shapes(model)
         graph = self.model.graph
         if not graph.output:
             raise EvaluationError(
@@ -78,9 +74,13 @@ class Graph:
             v.name: v.type.tensor_type for v in (*graph.value_info, *graph.output, *graph.input)
         }
         self._alias: dict[str, str] = {}
+        self._read = {name for proto in graph.node for name in proto.input}
+        self._read |= {v.name for v in graph.output}
+        self._stored: set[str] = set()  # constants that a DequantizeLinear node turns into reals
         self.nodes: list[Node] = []
         for proto in graph.node:
-            self._add(proto)
+            for part in self._parts(proto):
+                self._add(part)
         self._producers = {name: node for node in self.nodes for name in node.outputs if name}
         self._users: dict[str, list[Node]] = {}
         for node in self.nodes:
@@ -90,23 +90,52 @@ class Graph:
         self.outputs = [self.resolve(v.name) for v in graph.output]
 
     def _add(self, proto: onnx.NodeProto) -> None:
-        if proto.op_type == "Identity":
-            self._alias[proto.output[0]] = self.resolve(proto.input[0])
-            return
         attributes = {a.name: helper.get_attribute_value(a) for a in proto.attribute}
         inputs = tuple(self.resolve(name) for name in proto.input)
         own = proto.domain not in ("", "ai.onnx")
         op = f"{proto.domain}.{proto.op_type}" if own else proto.op_type
-        node = Node(op, inputs, tuple(proto.output), attributes, proto)
+        limits = SUPPORTED.get(op)
+        unread = [name for name in proto.output[1:] if name not in self._read]
+        if limits is not None and limits.outputs == 1 and len(unread) == len(proto.output) - 1:
+            del proto.output[1:]
+        outputs = tuple(proto.output)
+        node = Node(op, inputs, outputs, attributes, proto)
         values = self._folded(node)
-        if values is None:
-            self.nodes.append(node)
-        else:
+        if values is not None:
             self._constants |= values
+            return
+        if op == "DequantizeLinear" and all(self.is_constant(i) for i in inputs if i):
+            self._stored.add(node.output)
+        check_node(self, node)
+        if op in ("Identity", "Dropout"):
+            self._alias[node.output] = inputs[0]
+            for mask in outputs[1:]:
+                self._constants[mask] = np.ones(self.shape(inputs[0]), bool)
+        else:
+            self.nodes.append(node)
+
+    def _parts(self, proto: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """Return a node, or one Slice for each output of a Split: each can be made alone."""
+        opset = max((o.version for o in self.model.opset_import if o.domain == ""), default=1)
+        is_split = proto.op_type == "Split" and proto.domain in ("", "ai.onnx")
+        if not is_split or opset < 10 or not all(map(self._has_numbers, proto.output)):
+            return [proto]
+        axes = [helper.get_attribute_value(a) for a in proto.attribute if a.name == "axis"]
+        axis = (axes or [0])[0]
+        parts, begin = [], 0
+        for output in proto.output:
+            end = begin + self.shape(output)[axis]
+            names = [f"{output}:{part}" for part in ("from", "to", "axis")]
+            for name, value in zip(names, (begin, end, axis), strict=True):
+                self._constants[name] = np.array([value], np.int64)
+            inputs = [proto.input[0], *names]
+            parts.append(helper.make_node("Slice", inputs, [output], proto.name))
+            begin = end
+        return parts
 
     def _folded(self, node: Node) -> dict[str, NDArray[Any]] | None:
         """Return the outputs of a node that depend on no input of the graph, or None."""
-        if node.op == "Shape":
+        if node.op == "Shape" and self._has_shape(node.inputs[0]):
             shape = np.array(self.shape(node.inputs[0]), np.int64)
             return {node.output: shape[node.get("start", 0) : node.get("end", None)]}
         known = {name: self._constants.get(name) for name in node.inputs if name}
@@ -139,6 +168,18 @@ class Graph:
         users = self.users(name)
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is a constant, or one that is stored in steps."""
+        return name in self._constants or name in self._stored
+
+    def is_read(self, name: str) -> bool:
+        """Whether anything reads a tensor, or it leaves the graph."""
+        return name in self._read
+
+    def is_output(self, name: str) -> bool:
+        """Whether a tensor leaves the graph."""
+        return name in self.outputs
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape.
 
@@ -149,13 +190,22 @@ class Graph:
         if value is not None:
             return tuple(int(d) for d in value.shape)
         kind = self._types.get(name)
-        if kind is None or not kind.HasField("shape") or not all(map(_is_fixed, kind.shape.dim)):
+        if kind is None or not self._has_shape(name):
             raise EvaluationError(
                 f"Every shape must be static, but that of tensor '{name}' is not known. "
                 "Fix the model's input shapes.",
                 "model",
             )
         return tuple(d.dim_value for d in kind.shape.dim)
+
+    def _has_numbers(self, name: str) -> bool:
+        return self._has_shape(name) and 0 not in self.shape(name)
+
+    def _has_shape(self, name: str) -> bool:
+        kind = self._types.get(name)
+        if kind is None:
+            return name in self._constants
+        return kind.HasField("shape") and all(map(_is_fixed, kind.shape.dim))
 
     def dtype(self, name: str) -> str:
         """Return a tensor's element type as numpy names it.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .channel_rules import is_worth_scaling, lower_scale
 from .graph import Node, factors, pads_of
 from .image import Image
 from .kernels.norm import layer_norm_kernel
@@ -17,7 +18,7 @@ from .layers import parameter_arrays
 from .lowering import Lowering, rule
 from .sink import Sink
 
-_MAX_OPERANDS = 8
+_MAX_OPERANDS = 32
 
 
 @rule("DequantizeLinear")
@@ -132,9 +133,17 @@ def _window(node: Node, source: Image) -> dict[str, float]:
     return {**sizes, "pt": top, "pl": left, "whole": whole}
 
 
-@rule("Mul")
+def _is_worth_multiplying(low: Lowering, node: Node) -> bool:
+    has_factors = factors(low.graph, node) is not None
+    return is_worth_scaling(low, node) or (has_factors and any(map(low.is_own, node.inputs)))
+
+
+@rule("Mul", worth=_is_worth_multiplying)
 def lower_mul(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Product of two images, one of which may have a single pixel per image (a channel's gate)."""
+    scaled = lower_scale(low, node, sink)
+    if scaled is not None:
+        return scaled
     operands = factors(low.graph, node)
     if operands is None:
         return None
@@ -161,18 +170,6 @@ def lower_layer_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
     values |= {"eps": node.get("epsilon", 1e-5), "share": 1.0 / shape[-1]}
     arguments = [source.var, scale, shift, *parameter_arrays(kernel, values)]
     return low.emit.image(kernel, arguments, output)
-
-
-@rule("Flatten", "Reshape", "Squeeze")
-def lower_reshape(low: Lowering, node: Node, sink: Sink) -> Image | None:
-    """A change of shape from `(n, c, 1, 1)` to `(n, c)`, which moves nothing."""
-    before, after = low.graph.shape(node.inputs[0]), low.graph.shape(node.output)
-    if len(before) != 4 or before[2:] != (1, 1) or after != before[:2]:
-        return None
-    source = low.source(node.inputs[0])
-    if source.border or source.cp % 8:
-        return None
-    return low.emit.store([replace(source, n=1, h=1, w=before[0])], sink)
 
 
 @rule("Concat")

@@ -47,11 +47,12 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
 
 
 def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
-    geometry, output = layer.geometry, layer.output
+    geometry = layer.geometry
     taps = geometry.kernel[1] if geometry.rows_are_whole else 1
     length = taps * geometry.icp if geometry.groups == 1 else geometry.ic // geometry.groups
     steps = ceil(length / FORMS[form].group)
-    extent = Extent(geometry.ocp, output.h, output.w, geometry.n_segments, steps)
+    unit = layer.phases.channels if layer.phases else geometry.ocp
+    extent = Extent(geometry.ocp, *layer.grid, geometry.n_segments, steps, unit)
     return tiles(form, extent, has_512=isa.startswith("avx512"), count=_TILES)
 
 
@@ -149,8 +150,9 @@ def _read_best(entry: Any) -> Knobs | None:
 
 def _workload(layer: ConvLayer, candidates: list[Knobs]) -> str:
     g, out = layer.geometry, layer.output
+    kind = "conv" if layer.phases is None else "spread conv"
     has_runs = layer.is_integer and not layer.is_depthwise
     run = int(layer.runs(8).min()) if has_runs else "f32" * (not layer.is_integer)
     sizes = [g.ic, g.oc, *g.kernel, *g.stride, *g.dilation, g.groups, out.n, out.h, out.w]
     forms = "+".join(sorted({knobs.form for knobs in candidates}))
-    return f"conv {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"
+    return f"{kind} {'x'.join(map(str, sizes))} {forms} run {run} threads {layer.threads}"

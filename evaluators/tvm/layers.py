@@ -22,6 +22,7 @@ from .kernels.script import Kernel
 from .packing import ConvGeometry, pack, proved_runs, segment
 from .sink import Sink
 from .stored import StoredWeights, store
+from .transposed import Phases
 
 Arguments = list[NDArray[np.generic]]
 
@@ -64,6 +65,7 @@ class ConvLayer:
         threads: Threads that share the work.
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
         name: Name of the graph's node.
+        phases: Of a transposed convolution, whose output channels are those of all phases.
     """
 
     geometry: ConvGeometry
@@ -77,6 +79,7 @@ class ConvLayer:
     threads: int
     fraction: NDArray[np.float32] | None = None
     name: str = ""
+    phases: Phases | None = None
     _runs: dict[tuple[int, bool], NDArray[np.int32]] = field(default_factory=dict)
 
     @property
@@ -92,6 +95,16 @@ class ConvLayer:
             shift = self.shift if is_shifted else None
             self._runs[key] = proved_runs(values, self.source.data_max, shift)
         return self._runs[key]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of output pixels that the kernel walks over."""
+        down, across = self.phases.stride if self.phases else (1, 1)
+        return -(-self.output.h // down), -(-self.output.w // across)
+
+    def allows(self, ocb: int) -> bool:
+        """Whether output channels may be taken in blocks of `ocb`; each belongs to one phase."""
+        return self.phases is None or self.phases.channels % ocb == 0
 
     @property
     def shift(self) -> int:
@@ -125,11 +138,30 @@ class ConvLayer:
         is_done = self.is_integer and self.sink.accumulates_in_steps
         factor = 1.0 if is_done or self.sink.dtype == "float32" else 1.0 / self.sink.scale
         return {
-            **self.output.as_output(),
+            **self._output_values(),
             **self.sink.parameters(factor),
             **{"oc": self.geometry.ocp, "ans": source.plane},
             **{"ars": source.row * stride[0], "acs": source.cp * stride[1]},
         }
+
+    def _output_values(self) -> dict[str, int]:
+        values = self.output.as_output()
+        if self.phases is not None:
+            (values["ho"], values["wo"]), (down, across) = self.grid, self.phases.stride
+            values |= {"fh": self.output.h, "fw": self.output.w}
+            values |= {"frs": values["drs"], "fcs": values["dcs"]}
+            values |= {"drs": values["drs"] * down, "dcs": values["dcs"] * across}
+        return values
+
+    def _places(self, starts: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Return for blocks of channels where they read, and where they write."""
+        if self.phases is None:
+            return np.zeros_like(starts), starts
+        phase, channel = np.divmod(starts, self.phases.channels)
+        source, output = self.source, self.output
+        reads = self.phases.shifts[phase] @ np.array([source.row, source.cp], np.int32)
+        down, across = np.divmod(phase, self.phases.stride[1])
+        return reads, down * output.row + across * output.cp + channel
 
     def call(self, knobs: Knobs) -> Call:
         """Return the kernel and its constants for the given settings."""
@@ -137,17 +169,21 @@ class ConvLayer:
             return self._depthwise_call(knobs)
         form = FORMS[knobs.form]
         shift, layer = self._shifted(form)
-        kernel = conv_kernel(knobs, self._stores(knobs), self.threads)
+        is_spread = self.phases is not None
+        kernel = conv_kernel(knobs, self._stores(knobs), self.threads, is_spread=is_spread)
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
         offsets = self.geometry.segment_offsets(self.source.row) + self.source.offset(*self.pads)
-        table = [offsets, cut.channel_offsets]
+        reads, writes = self._places(cut.starts)
+        table = [offsets, cut.channel_offsets + reads]
         if form.name == "rolled":
             table.append(np.maximum(self.runs(knobs.ocb), 1))
+        if is_spread:
+            table.append(writes)
         values = {
             **self._values(),
             **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
-            "chunks": self._chunks(len(cut.starts), -(-self.output.h // knobs.th)),
+            "chunks": self._chunks(len(cut.starts), -(-self.grid[0] // knobs.th)),
             "shift": shift,
         }
         constants = layer._constants(packed, np.concatenate(table))

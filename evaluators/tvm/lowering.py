@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
@@ -27,23 +26,39 @@ from ..runtimes.base import TensorSpec
 from .activations import clip_bounds, find_activation
 from .cache import KernelCache
 from .emitter import Emitter
-from .fallback import import_node
-from .graph import Graph, Node, conv_pads, factors
+from .fallback import discard, import_node
+from .graph import Graph, Node, conv_pads
 from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
+from .moves import Move
 from .quantizers import Quantizer, constant_reals, is_constant, quantizer
 from .signature import Signature, add_signature
 from .sink import Sink
+from .transposed import transposed_axes
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, list[Rule]] = {}
 ROW_RULES: dict[str, list[Rule]] = {}
-_ACTIVATING = ("Conv", "Gemm", "MatMul", "Add")  # their kernels activate what they store
+IsWorth = Callable[["Lowering", Node], bool]
+_WORTH: dict[str, IsWorth] = {}
+# Their kernels activate what they store.
+_ACTIVATING = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul"),
+    *("Add", "Mul", "Sub", "Div", "BatchNormalization", "PRelu"),
+)
+_OWN_ONLY = ("mish", "silu")  # activations that TVM has not, or less exact
 
 
-def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule that lowers ONNX operators to own kernels; the first that fits is taken."""
+def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
+    """Register a rule that lowers ONNX operators to own kernels; the first that fits is taken.
+
+    Args:
+        operators: Their names.
+        worth: Whether a float node is worth an own kernel; by default, if an input comes from one.
+    """
+    if worth is not None:
+        _WORTH.update(dict.fromkeys(operators, worth))
     return _registered(RULES, operators)
 
 
@@ -85,6 +100,7 @@ class Lowering:
         self._rows: dict[str, Image] = {}
         self._own: set[str] = set()  # tensors that own kernels make
         self._own_rows: set[str] = set()  # those of four dimensions that are no NCHW images
+        self.moves: dict[str, Move | None] = {}  # what `find_move` found, by tensor
         self._layers: list[tuple[str, str]] = []
         for node in graph:
             if profile.device != "cpu":
@@ -100,12 +116,16 @@ class Lowering:
         for name in graph.inputs:
             kind = relax.TensorType(graph.shape(name), graph.dtype(name))
             self._plain[name] = relax.Var(_identifier(name), kind)
-        with builder.function("main"):
-            with builder.dataflow(), _recursion(len(graph.nodes)):
-                outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
-            parameters = [*self.emit.weights, *(self._plain[name] for name in graph.inputs)]
-            result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
-            builder.emit_func_output(result, parameters)
+        try:
+            with builder.function("main"):
+                with builder.dataflow(), _recursion(len(graph.nodes)):
+                    outputs = [builder.emit_output(self.plain(name)) for name in graph.outputs]
+                parameters = [*self.emit.weights, *(self._plain[name] for name in graph.inputs)]
+                result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
+                builder.emit_func_output(result, parameters)
+        except BaseException:
+            discard(builder)
+            raise
         self.emit.add_weights()
         add_signature(builder, self._signature())
         libraries = [self._cache.static_library(k) for k in self.emit.kernels.values()]
@@ -140,12 +160,12 @@ class Lowering:
         node = self.graph.producer(name)
         steps = quantizer(self.graph, node) if node and node.op == "QuantizeLinear" else None
         if node is None or steps is None:
-            return self._produce(name, Sink(self.border(name)))
+            return self.produce(name, Sink(self.border(name)))
         sink = Sink(self.border(name), "uint8", steps.scale, steps.zero_point)
         reals = node.inputs[0]
         if reals in self._own and self.graph.only_user(reals) is not node:
             return self.emit.store([self.source(reals)], sink)  # others need the reals as well
-        return self._produce(reals, sink)
+        return self.produce(reals, sink)
 
     def source(self, name: str) -> Image:
         """Return a float tensor as an operand: where it is a dequantized one, as uint8 image."""
@@ -210,7 +230,7 @@ class Lowering:
         """Return a float tensor, which `user` reads, as `rows` in the given steps."""
         sink = Sink(0, "uint8", steps.scale, steps.zero_point)
         if len(self.graph.shape(name)) != 4 and self.graph.only_user(name) is user:
-            return self._produce(name, sink)
+            return self.produce(name, sink)
         return self.emit.store([self.row_source(name)], sink)
 
     def is_plain(self, name: str) -> bool:
@@ -223,7 +243,7 @@ class Lowering:
         if name not in self._plain:
             value = self.constant(name)
             if value is not None:
-                self._plain[name] = relax.const(np.ascontiguousarray(value))
+                self._plain[name] = relax.const(value, str(value.dtype))
             elif name in self._own or name in self._own_rows:
                 image = self.source(name) if name in self._own else self.row_source(name)
                 if name not in self._plain:  # a refused operator has left its plain form
@@ -237,7 +257,15 @@ class Lowering:
         """Return a constant, dequantized if it is stored in steps."""
         return constant_reals(self.graph, name)
 
-    def _produce(self, name: str, sink: Sink) -> Image:
+    def is_own(self, name: str) -> bool:
+        """Whether an own kernel makes a tensor."""
+        return name in self._own
+
+    def is_image(self, name: str) -> bool:
+        """Whether a tensor is at hand as an image, or must become one to be read."""
+        return name in self._own or name in self.graph.inputs
+
+    def produce(self, name: str, sink: Sink) -> Image:
         """Make the image of a float tensor, with the activations behind it, as the sink says."""
         node = self.graph.producer(name)
         while node is not None and (bounds := self.activation(node)) is not None:
@@ -279,8 +307,12 @@ class Lowering:
         for user in self.graph.users(name):
             if user.op == "DequantizeLinear":
                 widest = max(widest, self.border(user.output))
-            elif user.op == "Conv" and user.inputs[0] == name and len(self.graph.shape(name)) == 4:
+            elif user.inputs[0] != name or len(self.graph.shape(name)) != 4:
+                continue
+            elif user.op == "Conv":
                 widest = max(widest, *conv_pads(self.graph, user))
+            elif user.op == "ConvTranspose":
+                widest = max(widest, *(a.border for a in transposed_axes(self.graph, user)))
         return widest
 
     def _has_own_kernel(self, node: Node) -> bool:
@@ -289,10 +321,10 @@ class Lowering:
             return False
         if self.multiplies_activations(node):
             return True
-        if node.op in ("Conv", "Gemm", "MatMul"):
-            weights, dimensions = node.inputs[1], 4 if node.op == "Conv" else 2
+        if node.op in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            weights, dimensions = node.inputs[1], 4 if node.op.startswith("Conv") else 2
             shape = self.graph.shape(weights)
-            if node.op != "Conv" and len(self.graph.shape(node.output)) == 4:
+            if dimensions == 2 and len(self.graph.shape(node.output)) == 4:
                 return False
             return is_constant(self.graph, weights) and len(shape) == dimensions
         if node.op == "DequantizeLinear":
@@ -303,13 +335,13 @@ class Lowering:
             )
         match = find_activation(self.graph, self.constant, node)
         if match is not None:
-            return match.data in self._own
+            return match.data in self._own or match.activation.name in _OWN_ONLY
         if not self._rules(node) and self.activation(node) is None:
-            return False
-        if node.op == "Mul" and factors(self.graph, node) is None:
             return False
         if len(self.graph.shape(node.output)) != 4 and set(node.inputs) & self._own_rows:
             return True
+        if node.op in _WORTH:
+            return _WORTH[node.op](self, node)
         return any(name in self._own for name in node.inputs)
 
     def multiplies_activations(self, node: Node) -> bool:

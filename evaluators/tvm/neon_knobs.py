@@ -35,9 +35,10 @@ def options(layer: ConvLayer, isa: str) -> list[Knobs]:
 
 def _tiles(layer: ConvLayer) -> Iterator[tuple[int, int, int]]:
     """All tiles in channels, rows and columns that the output has room for."""
-    for ocb in (b for b in _BLOCKS if b <= layer.geometry.ocp):
-        for th in range(1, min(3, layer.output.h) + 1):
-            for tw in range(1, min(12, layer.output.w) + 1):
+    height, width = layer.grid
+    for ocb in (b for b in _BLOCKS if b <= layer.geometry.ocp and layer.allows(b)):
+        for th in range(1, min(3, height) + 1):
+            for tw in range(1, min(12, width) + 1):
                 yield ocb, th, tw
 
 
@@ -64,7 +65,7 @@ def _registers(form: str, ocb: int, pixels: int) -> int:
 def _cost(layer: ConvLayer, form: str, tile: tuple[int, int, int]) -> float:
     """Instructions per sixteen products (four in float), repeated work of tiles included."""
     ocb, th, tw = tile
-    sizes = zip((layer.geometry.ocp, layer.output.h, layer.output.w), tile, strict=True)
+    sizes = zip((layer.geometry.ocp, *layer.grid), tile, strict=True)
     waste = math.prod(-(-size // part) * part / size for size, part in sizes)
     products = {"neon_mmla": 0.5}.get(form, 1.0)
     if form in SUMMED:

@@ -67,6 +67,7 @@ class Extent:
         height, width: Of the output.
         segments: Contiguous runs of input numbers for one output number.
         steps: Steps of the form in a segment.
+        unit: Channels that a block may not leave; a block either divides them, or they are all.
     """
 
     channels: int
@@ -74,6 +75,7 @@ class Extent:
     width: int
     segments: int
     steps: int
+    unit: int
 
 
 def tiles(form: str, extent: Extent, *, has_512: bool, count: int) -> list[Knobs]:
@@ -89,6 +91,7 @@ def tiles(form: str, extent: Extent, *, has_512: bool, count: int) -> list[Knobs
         knobs
         for knobs in _shapes(form, has_512)
         if knobs.ocb <= extent.channels and knobs.th <= extent.height and knobs.tw <= extent.width
+        if extent.unit in (extent.channels, extent.unit // knobs.ocb * knobs.ocb)
     ]
     fitting.sort(key=lambda knobs: _cycles(knobs, extent))
     found: dict[tuple[int, int, int], Knobs] = {}

@@ -115,11 +115,19 @@ def _gelu_tanh(v: _Vector, x: str) -> str:
     return f"{x} / {v.sigmoid_below(v.let(f'{cube} * {v.all(1.5957691216057308)}'))}"
 
 
+def _mish(v: _Vector, x: str) -> str:
+    # tanh(log(1 + e)) is e (e + 2) / (e (e + 2) + 2); from 20 on it is 1.
+    power = v.exp(v.let(f"T.min({x}, {v.all(20.0)})"))
+    part = v.let(f"{power} * ({power} + {v.all(2.0)})")
+    return f"{x} * {part} / ({part} + {v.all(2.0)})"
+
+
 _WAYS: dict[str, Callable[[_Vector, str], str]] = {
     "sigmoid": lambda v, x: f"{v.all(1.0)} / {v.sigmoid_below(x)}",
     "silu": lambda v, x: f"{x} / {v.sigmoid_below(x)}",
     "tanh": lambda v, x: v.odd_rational(x, 7.90531, _TANH),
     "erf": lambda v, x: v.odd_rational(x, 4.0, _ERF),
+    "mish": _mish,
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "hard_sigmoid": lambda v, x: v.hard_sigmoid(x),

@@ -9,7 +9,8 @@ its neighbour. The rows of tiles of a block may be cut into `chunks`, so that se
 work where there are few blocks.
 
 Table `G`: the offset of each segment; per block the offset of its first input channel; per block
-its run.
+its run, in the form that has one; per block the place of its output, if blocks are spread over
+several pixels (a transposed convolution).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ INTS = (
     *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
+_SPREAD = ("fh", "fw", "frs", "fcs")  # size and strides of the whole output, for its border
 
 WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
 
@@ -95,12 +97,15 @@ class Knobs:
     tw: int
 
 
-def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
+def conv_kernel(
+    knobs: Knobs, stores: Epilogue, threads: int, *, is_spread: bool = False
+) -> Kernel:
     """Return the kernel of a convolution or linear layer.
 
     Buffers: `A` input image, `W` packed weights (see `packing.pack`), `B` bias (int32, or float32
     for the float form), `S` scale per channel (integer forms), `G` the int32 table, what the
-    epilogue adds, `D` output image.
+    epilogue adds, `D` output image. With `is_spread`, the table says where each block goes, and
+    rows and pixels of the output are those of one phase.
     """
     form = FORMS[knobs.form]
     data = "uint8" if form.is_integer else "float32"
@@ -108,6 +113,7 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
     buffers += [("S", "float32")] if form.is_integer else []
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
+    place = f"G[segments + {1 + (form.name == 'rolled')} * blocks + o]"
     loops = [
         f"for task in {parallel('blocks * chunks', threads)}:",
         # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
@@ -118,6 +124,7 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
         f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
         "oo: T.let[T.int32] = G[segments + o]",
         *(["run: T.let[T.int32] = G[segments + blocks + o]"] if form.name == "rolled" else []),
+        *([f"to: T.let[T.int32] = {place}"] if is_spread else []),
         f"at[1] = n * ((ho + {knobs.th - 1}) // {knobs.th})",
         "at[2] = task % chunks * at[1] // chunks",
         "for r in range((task % chunks + 1) * at[1] // chunks - at[2]):",
@@ -129,23 +136,24 @@ def conv_kernel(knobs: Knobs, stores: Epilogue, threads: int) -> Kernel:
     ]
     body = [
         f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
-        *Tile(form, knobs, stores).lines(),
+        *Tile(form, knobs, stores, "to" if is_spread else "ob").lines(),
     ]
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
+    sizes = _SPREAD if is_spread else ("ho", "wo", "drs", "dcs")
     return Kernel(
-        kind=name,
+        kind=f"spread_{name}" if is_spread else name,
         buffers=tuple(buffers),
-        ints=INTS,
+        ints=(*INTS, *(_SPREAD if is_spread else ())),
         floats=epilogue.FLOATS,
-        body=(*fill_border("D", border, stores.output), *nest(loops, body)),
+        body=(*fill_border("D", border, stores.output, sizes), *nest(loops, body)),
     )
 
 
 class Tile:
     """Writes the lines of one tile: clear, accumulate, store."""
 
-    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue) -> None:
-        self.form, self.knobs, self.stores = form, knobs, stores
+    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue, to: str = "ob") -> None:
+        self.form, self.knobs, self.stores, self.to = form, knobs, stores, to
         self.lanes = knobs.lanes
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
         if form.is_neon and form.group == 8 and form.is_shifted:
@@ -294,7 +302,8 @@ class Tile:
         channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
         pixel = f"b * {{0}}ns + (hb + {i}) * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off"
         residual, output = (
-            f"T.ramp({pixel.format(image)} + ob + v * {lanes}, 1, {lanes})" for image in "rd"
+            f"T.ramp({pixel.format(image)} + {block} + v * {lanes}, 1, {lanes})"
+            for image, block in (("r", "ob"), ("d", self.to))
         )
         if self.form.is_integer:
             total = f"({self.sums(i, j)} + B[{channel}])"

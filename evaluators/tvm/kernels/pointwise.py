@@ -193,3 +193,137 @@ def to_nchw_kernel(data: str, threads: int) -> Kernel:
         floats=("f0",),
         body=tuple(nest(loops, [f"D[((b * c + k) * h + y) * w + x] = {value}"])),
     )
+
+
+def move_kernel(dtype: str, channels: str, lanes: int, threads: int) -> Kernel:
+    """Return the kernel that fetches every pixel of image `D` from another place in image `A`.
+
+    Table `G` holds for every batch, row and column of the output what it adds to the place
+    `base`; the pixel is filled with `fill`, in stored form, where the sum is below -2^27.
+
+    Args:
+        dtype: Of both images.
+        channels: How the channels of a pixel lie in `A`: `run` (`count` numbers in a row, to stand
+            behind `ahead` filled ones), `weave2` to `weave4` (so many runs of `count` numbers,
+            `apart` apart, that each give a number in turn), `table` (`count` entries of `G`).
+        lanes: Numbers per vector.
+        threads: Number of threads of the network.
+    """
+    ways = int(channels.removeprefix("weave")) if channels.startswith("weave") else 1
+    width = lanes * ways
+    if channels == "table":
+        entry, rest = "G[T.ramp(n + ho + wo + c * 8, 1, 8)]", "G[n + ho + wo + done + t]"
+        vector, single = f"A[T.broadcast(from_, 8) + {entry}]", f"A[from_ + {rest}]"
+    elif channels == "run":
+        vector, single = f"A[T.ramp(from_ + c * {lanes}, 1, {lanes})]", "A[from_ + done + t]"
+    else:
+        parts = [f"A[T.ramp(from_ + {k} * apart + c * 8, 1, 8)]" for k in range(ways)]
+        order = [k * 8 + i for i in range(8) for k in range(ways)]
+        vector = f"T.Shuffle([{', '.join(parts)}], {order})"
+        single = f"A[from_ + t % {ways} * apart + done // {ways} + t // {ways}]"
+    pixel = [
+        "part: T.let[T.int32] = G[b] + G[n + y] + G[n + ho + x]",
+        "from_: T.let[T.int32] = base + part",
+        "to: T.let[T.int32] = b * dns + y * drs + x * dcs + doff",
+        "if part < -(1 << 27):",
+        "  for c in range(dcs // 8):",
+        "    D[T.ramp(to + c * 8, 1, 8)] = T.broadcast(filled, 8)",
+        "else:",
+        *("  for t in range(ahead):", "    D[to + t] = filled"),
+        f"  for c in range(count // {lanes}):",
+        f"    D[T.ramp(to + ahead + c * {width}, 1, {width})] = {vector}",
+        f"  done: T.let[T.int32] = count // {lanes} * {width}",
+        f"  for t in range(count * {ways} - done):",
+        f"    D[to + ahead + done + t] = {single}",
+        f"  for t in range(dcs - ahead - count * {ways}):",
+        f"    D[to + ahead + count * {ways} + t] = filled",
+    ]
+    loops = [f"for y in {parallel('ho', threads)}:", "for b in range(n):", "for x in range(wo):"]
+    filled = "T.Cast('uint8', T.Cast('int32', fill))" if dtype == "uint8" else "fill"
+    return Kernel(
+        kind=f"move_{channels}_{dtype}",
+        buffers=(("A", dtype), ("G", "int32"), ("D", dtype)),
+        ints=(*_OUTPUT, "base", "count", "ahead", "apart"),
+        floats=("fill",),
+        body=(f"filled: T.let[T.{dtype}] = {filled}", *_border(dtype), *nest(loops, pixel)),
+    )
+
+
+def resample_kernel(data: str, output: str, taps: tuple[int, int], threads: int) -> Kernel:
+    """Return the kernel whose pixels are weighted sums of pixels, rows and columns apart.
+
+    `Y` and `X` hold the places of the rows and columns that each output row and column is made
+    of; `V` and `W` their weights.
+
+    Args:
+        data: dtype of `A`.
+        output: dtype of `D`.
+        taps: Rows and columns of a sum; 0 for a number that is read at run time (`kh`, `kw`).
+        threads: Number of threads of the network.
+    """
+    acc = "acc[0, T.ramp(0, 1, 8)]"
+    down, across = (
+        f"T.unroll({n})" if n else f"range({name})"
+        for n, name in zip(taps, ("kh", "kw"), strict=True)
+    )
+    kh, kw = (str(n) if n else name for n, name in zip(taps, ("kh", "kw"), strict=True))
+    place = f"A[T.ramp(b * ans + base + Y[y * {kh} + i] + X[x * {kw} + j] + c * 8, 1, 8)]"
+    weight = f"T.broadcast(V[y * {kh} + i] * W[x * {kw} + j], 8)"
+    value = place
+    if data == "uint8":  # the zero point and the scale come once, behind the sum
+        value = f"T.Cast('float32x8', T.Cast('int32x8', {place}))"
+    total = f"({acc} - T.broadcast(T.Cast('float32', z0), 8)) * T.broadcast(f0, 8)"
+    body = [
+        "acc = T.alloc_buffer((1, 8), 'float32', scope='local')",
+        f"{acc} = T.broadcast(T.float32(0), 8)",
+        *nest(
+            [f"for i in {down}:", f"for j in {across}:"], [f"{acc} = {acc} + {weight} * {value}"]
+        ),
+        "D[T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)] = "
+        + _stored(total if data == "uint8" else acc, output),
+    ]
+    loops = [
+        f"for y in {parallel('ho', threads)}:",
+        *("for b in range(n):", "for x in range(wo):", "for c in range(dcs // 8):"),
+    ]
+    places = (("Y", "int32"), ("X", "int32"), ("V", "float32"), ("W", "float32"))
+    return Kernel(
+        kind=f"resample{taps[0]}x{taps[1]}_{data}_{output}",
+        buffers=(("A", data), *places, ("D", output)),
+        ints=(*_OUTPUT, "ans", "base", "kh", "kw", "z0"),
+        floats=(*_CLAMP, "f0"),
+        body=(*_border(output), *nest(loops, body)),
+    )
+
+
+def channel_kernel(data: str, output: str, how: str, function: str, threads: int) -> Kernel:
+    """Return the kernel that changes every channel by numbers of its own, activates and stores.
+
+    `S` and `B` hold them, for each image `sns` further on (0 where all images share them).
+
+    Args:
+        data: dtype of `A0`.
+        output: dtype of `D`.
+        how: `scale` (times `S`, plus `B`) or `slope` (times `S` where it is negative).
+        function: Name of an activation, or an empty string.
+        threads: Number of threads of the network.
+    """
+    at = "T.ramp(b * a0ns + y * a0rs + x * a0cs + a0off + c * 8, 1, 8)"
+    first, second = (f"{name}[T.ramp(b * sns + c * 8, 1, 8)]" for name in "SB")
+    value, zero = _real("A0", data, at, 0), "T.broadcast(T.float32(0), 8)"
+    changed = f"({value}) * {first} + {second}"
+    if how == "slope":
+        changed = f"T.max({value}, {zero}) + T.min({value}, {zero}) * {first} + {second}"
+    lines, result = activate(function, changed, 8)
+    loops = [
+        f"for y in {parallel('ho', threads)}:",
+        *("for b in range(n):", "for x in range(wo):", "for c in range(dcs // 8):"),
+    ]
+    to = "T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)"
+    return Kernel(
+        kind=f"{how}{f'_{function}' * bool(function)}_{data}_{output}",
+        buffers=(("A0", data), ("S", "float32"), ("B", "float32"), ("D", output)),
+        ints=(*_OUTPUT, "a0ns", "a0rs", "a0cs", "a0off", "z0", "sns"),
+        floats=(*_CLAMP, *activation.FLOATS, "f0"),
+        body=(*_border(output), *nest(loops, [*lines, f"D[{to}] = {_stored(result, output)}"])),
+    )

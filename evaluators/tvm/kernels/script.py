@@ -95,23 +95,30 @@ def worth_threads(threads: int, numbers: float) -> int:
     return threads if numbers >= _PARALLEL_NUMBERS else 1
 
 
-def fill_border(buffer: str, value: str, dtype: str) -> list[str]:
+def fill_border(
+    buffer: str,
+    value: str,
+    dtype: str,
+    sizes: tuple[str, str, str, str] = ("ho", "wo", "drs", "dcs"),
+) -> list[str]:
     """Lines that write the border of an output image.
 
-    Uses the integers `n`, `ho`, `wo`, `dns`, `drs`, `dcs` (strides of image, row and pixel) and
-    `db` (border width). Channels come in eights.
+    Uses the integers `n`, `dns` (stride of images), `db` (border width) and `sizes`: height,
+    width, strides of rows and pixels. Channels come in eights.
     """
     if dtype == "uint8":
         value = f"T.Cast('uint8', {value})"
-    at = "T.ramp(b * dns + {} * drs + {} * dcs + c * 8, 1, 8)"
+    height, width, row, pixel = sizes
+    at = f"T.ramp(b * dns + {{}} * {row} + {{}} * {pixel} + c * 8, 1, 8)"
     store = f"{buffer}[{at}] = T.broadcast({value}, 8)"
+    each = f"for c in range({pixel} // 8):"
     rows = nest(
-        ["for y in range(2 * db):", "for x in range(wo + 2 * db):", "for c in range(dcs // 8):"],
-        [store.format("T.if_then_else(y < db, y, y + ho)", "x")],
+        ["for y in range(2 * db):", f"for x in range({width} + 2 * db):", each],
+        [store.format(f"T.if_then_else(y < db, y, y + {height})", "x")],
     )
     columns = nest(
-        ["for y in range(ho):", "for x in range(2 * db):", "for c in range(dcs // 8):"],
-        [store.format("(y + db)", "T.if_then_else(x < db, x, x + wo)")],
+        [f"for y in range({height}):", "for x in range(2 * db):", each],
+        [store.format("(y + db)", f"T.if_then_else(x < db, x, x + {width})")],
     )
     return ["for b in range(n):", *indent(1, rows), *indent(1, columns)]
 

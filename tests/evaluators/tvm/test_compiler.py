@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -184,5 +185,22 @@ def test_missing_cross_compiler_is_named(
 def test_unsupported_operator_is_named(builder: Any, tmp_path: Any) -> None:
     model = builder.model((1, 4, 4), builder.op("Det", "input"))
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(EvaluationError, match="Det"):
+    with pytest.raises(
+        EvaluationError, match=r"Operator Det \(node 'det1'\) must be one that can"
+    ):
         get_runtime("tvm").build(tmp_path / "model.onnx", tmp_path / "m.so", load_profile("local"))
+
+
+@pytest.mark.slow
+def test_failure_of_the_frontend_is_silent_and_named(
+    builder: Any, tmp_path: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("no such form")
+
+    monkeypatch.setattr("tvm.relax.frontend.onnx.onnx_frontend.Sin._impl_v7", fail)
+    model = builder.model((1, 4, 4), builder.op("Sin", builder.op("Cos", "input")))
+    with pytest.raises(EvaluationError, match=r"Sin \(node 'sin2'\) .* TVM: no such form"):
+        compile_onnx(model, load_profile("local"), tmp_path / "m.so")
+    gc.collect()
+    assert capfd.readouterr() == ("", "")

@@ -86,6 +86,19 @@ def averagepool_q(b: Any) -> Any:
 
 
 @case
+def windows_that_begin_outside(b: Any) -> Any:
+    o = []
+    for x in ("input", b.op("Relu", b.float_conv("input", (8, 4, 1, 1)))):
+        for op in ("MaxPool", "AveragePool"):
+            forms: list[dict[str, Any]] = [
+                dict(kernel_shape=[1, 1], strides=[3, 3]),
+                dict(kernel_shape=[2, 3], strides=[3, 2], pads=[1, 1, 1, 1]),
+            ]
+            o += [b.op(op, x, ceil_mode=1, **form) for form in forms]
+    return b.model((1, 4, 5, 6), *o, b.float_conv(o[-1], (8, 8, 1, 1)))
+
+
+@case
 def global_pool_border(b: Any) -> Any:
     x = b.quantized(b.conv(b.quantized("input", STEP, 100), (8, 4, 1, 1), 6, STEP), STEP, 100)
     return b.model(
