@@ -47,7 +47,12 @@ class TvmSession:
         with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
             link = Path(folder) / library.name
             link.symlink_to(library.resolve())
-            module = tvm_ffi.load_module(str(link), keep_module_alive=False)
+            try:
+                module = tvm_ffi.load_module(str(link), keep_module_alive=False)
+            except RuntimeError as error:
+                if "load_from_bytes.cuda" in str(error):  # TVM's part for GPUs did not load
+                    raise _no_gpu(library) from error
+                raise
         machine = relax.VirtualMachine(module, tvm.cpu())
         self._module = module
         signature = read_signature(machine)
@@ -143,6 +148,14 @@ def _layers_of(kernels: Sequence[str], layers: Sequence[tuple[str, str]]) -> lis
     return names
 
 
+def _no_gpu(library: Path) -> EvaluationError:
+    return EvaluationError(
+        f"'{library.name}' needs an NVIDIA GPU, but there is none in reach of TVM. Run it on the "
+        "device, for instance through `paredown device serve` there.",
+        "load",
+    )
+
+
 def _gpu(library: Path) -> Any:
     """Return the GPU, with what compiles a library's device code when it is first used."""
     import tvm
@@ -150,11 +163,7 @@ def _gpu(library: Path) -> Any:
     from ..tvm.cuda import has_gpu, use_cuda_compiler
 
     if not has_gpu():
-        raise EvaluationError(
-            f"'{library.name}' needs an NVIDIA GPU, but there is none in reach of TVM. Run it on "
-            "the device, for instance through `paredown device serve` there.",
-            "load",
-        )
+        raise _no_gpu(library)
     use_cuda_compiler()
     return tvm.cuda(0)
 

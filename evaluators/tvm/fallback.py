@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,9 @@ def import_node(
     importer = ONNXGraphImporter({}, {}, keep_params_in_input=False)
     opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it raises
+        # It prints what it raises, and warns of names that it changes for the one operator.
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             module = importer.from_onnx(model.graph, opset)
         return _inlined(builder, module, list(arguments.values()))
     except Exception as error:  # the frontend raises exceptions of many types

@@ -98,7 +98,8 @@ def _are_floats(graph: Graph, node: Node) -> bool:
 
 
 def _has_no_blocks(graph: Graph, node: Node) -> bool:
-    return len(graph.shape(node.inputs[1])) <= 1
+    # A constant is dequantized here, whatever its form.
+    return len(graph.shape(node.inputs[1])) <= 1 or graph.is_constant(node.inputs[0])
 
 
 def _is_behind_first(graph: Graph, node: Node) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -198,8 +199,9 @@ def test_a_crash_of_the_session_is_the_candidates_and_the_server_lives_on(
     server: DeviceServer, bench: Callable[[str], Bench]
 ) -> None:
     one = bench(f"rpc://{server.address}")
-    job = one.begin()
+    job = one.begin(replace(LONG, budget_s=6.0))
     server.wait_for_session()
+    time.sleep(2.0)  # a crash while it connects would be tried again
     (session,) = server.children()
     os.kill(session, signal.SIGSEGV)
     with pytest.raises(EvaluationError, match=r"ended the session on it \(SIGSEGV\)") as error:

@@ -413,10 +413,6 @@ REFUSED: dict[str, tuple[Network, str]] = {
         lambda b: b.op("Relu", b.op("DequantizeLinear", quantized(b), b.number(0.2))),
         "operator DequantizeLinear .* it does not undo a QuantizeLinear node",
     ),
-    "type": (
-        lambda b: b.op("Cast", b.op("Cast", "input", to=onnx.TensorProto.FLOAT16), to=1),
-        "operator Cast .* there is no rule",
-    ),
 }
 
 
