@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,21 +55,21 @@ class Knowledge:
         probes: Networks that were timed.
         weight_bits: Widths on offer by layer; parameters are positions in them.
         channels: Channels of each group before pruning, and the layers that produce them.
+        is_whole: Whether nothing is left to be measured before the search.
     """
 
     sensitivities: Sensitivities
     probes: tuple[LatencySample, ...]
     weight_bits: Mapping[str, tuple[int, ...]]
     channels: Mapping[str, tuple[int, tuple[str, ...]]]
+    is_whole: bool = False
 
     @classmethod
-    def of(
-        cls, space: SearchSpace, found: Sensitivities, probes: Sequence[LatencySample]
-    ) -> Knowledge:
-        """Put what was measured together with the names of the space."""
+    def of(cls, space: SearchSpace, found: Sensitivities) -> Knowledge:
+        """Put sensitivities together with the names of the space."""
         return cls(
             found,
-            tuple(probes),
+            (),
             {layer.name: layer.weight_bits for layer in space.layers},
             {group.name: (group.channels, group.layers) for group in space.groups},
         )
@@ -78,6 +78,7 @@ class Knowledge:
         """Return plain JSON values."""
         return {
             "version": _VERSION,
+            "is_whole": self.is_whole,
             "sensitivities": self.sensitivities.to_json(),
             "probes": [probe.to_json() for probe in self.probes],
             "weight_bits": {name: list(bits) for name, bits in self.weight_bits.items()},
@@ -101,6 +102,7 @@ class Knowledge:
             tuple(LatencySample.from_json(probe) for probe in data["probes"]),
             {name: tuple(bits) for name, bits in data["weight_bits"].items()},
             {name: (count, tuple(names)) for name, (count, names) in data["channels"].items()},
+            data["is_whole"],
         )
 
 
@@ -201,27 +203,31 @@ class Guide:
         return self._prior(names, np.array([[p[n] for n in names] for p in params]))
 
     def _knowledge(self, record: StudyRecord) -> Knowledge:
+        """Return what is kept with the study, measured now as far as it is not."""
         found = read_knowledge(self._storage, record.name)
-        if found is not None:
+        if found is not None and found.is_whole:
             return found
-        inputs = self._task.calibration[:_MAX_INPUTS]
-        sensitivities = measure_sensitivities(
-            self._compressor,
-            inputs,
-            budget_s=min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials),
-            report=self._observer.preparing,
-        )
-        probes = []
+        if found is None:
+            sensitivities = measure_sensitivities(
+                self._compressor,
+                self._task.calibration[:_MAX_INPUTS],
+                budget_s=min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials),
+                report=self._observer.preparing,
+            )
+            found = self._keep(record, Knowledge.of(self._space, sensitivities))
         n_probes = min(_MAX_PROBES, max(3, self._n_trials // 6))
-        for number, candidate in enumerate(
-            probe_candidates(self._space, n_probes, record.settings.seed), start=1
-        ):
-            self._observer.preparing(f"timing kernels, {number} of {n_probes}")
+        candidates = probe_candidates(self._space, n_probes, record.settings.seed)
+        for candidate in candidates[len(found.probes) :]:
+            self._observer.preparing(f"timing kernels, {len(found.probes) + 1} of {n_probes}")
             try:
-                probes.append(self._prober.probe(candidate))
+                sample = self._prober.probe(candidate)
             except ParedownError as error:  # one candidate that cannot be built is no harm
                 self._observer.message(f"A candidate could not be timed: {error}")
-        knowledge = Knowledge.of(self._space, sensitivities, probes)
+                continue
+            found = self._keep(record, replace(found, probes=(*found.probes, sample)))
+        return self._keep(record, replace(found, is_whole=True))
+
+    def _keep(self, record: StudyRecord, knowledge: Knowledge) -> Knowledge:
         study_id = self._storage.get_study_id_from_name(record.name)
         self._storage.set_study_user_attr(study_id, KNOWLEDGE_KEY, knowledge.to_json())
         return knowledge

@@ -30,6 +30,7 @@ _WIDTH_SCALE = 1.5  # bits over which times are alike
 _CHANNEL_SCALE, _TILE_SCALE = 1.0, 0.15  # in logarithms of the share of channels
 _FIXED_SHARE = 0.05  # of a layer's time that does not go with its operations
 _INTEGER_SHARE = 0.6  # of a float layer's time, before any was timed
+_LOOSE_DEVIATIONS = (1.0, 0.5)  # the same, where no layer was timed
 _PRIOR_DEVIATIONS = (0.1, 0.1)  # of the correction: factor less one, and offset over the baseline
 
 
@@ -175,7 +176,7 @@ class LatencyModel:
         choices = Choices.of(self.space, [s.candidate for s in whole])
         raw = self.predict_layers(choices).sum(axis=1) + self._predict_other(choices)
         measured = np.array([s.latency_us for s in whole], np.float64)
-        factor, offset = _PRIOR_DEVIATIONS
+        factor, offset = _PRIOR_DEVIATIONS if self.n_timed else _LOOSE_DEVIATIONS
         # Errors are relative: each row is divided by what was measured.
         self._correction = _ridge(
             np.stack([raw, np.ones(len(raw))], axis=1) / measured[:, None],

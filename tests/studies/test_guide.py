@@ -117,7 +117,7 @@ def test_it_learns_once_and_leads_the_sampler(
     assert expected[1] == pytest.approx(900.0)  # what belongs to no layer is learnt from trials
     found = guide.predict_latency_us(space.uniform(4))
     assert found is not None
-    assert found[0] == pytest.approx(latency_us(space.uniform(4)), rel=0.3)
+    assert 0 < found[0] < 0.6 * latency_us(space.baseline())
 
     knowledge = read_knowledge(storage, record.name)
     assert knowledge is not None
