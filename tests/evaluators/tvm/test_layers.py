@@ -22,7 +22,7 @@ from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
 EVERY_FAMILY = True  # of kernels, emulated ones too
-few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
 
 
 def pairs(top: int) -> st.SearchStrategy[tuple[int, int]]:

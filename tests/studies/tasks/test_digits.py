@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -20,7 +22,8 @@ def test_split_is_the_same_each_time_and_has_all_classes() -> None:
 
 
 @pytest.mark.slow
-def test_base_model_is_good_and_cached() -> None:
+def test_base_model_is_good_and_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAREDOWN_CACHE", str(tmp_path))  # none that another test has filled
     said: list[str] = []
 
     task = load_task("digits", report=said.append)
