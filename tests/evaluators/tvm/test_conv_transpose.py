@@ -72,7 +72,7 @@ def forms(draw: st.DrawFn) -> dict[str, Any]:
 
 @pytest.mark.slow
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(form=forms(), per_group=st.integers(1, 9), height=st.integers(1, 5))
 def test_any_form(

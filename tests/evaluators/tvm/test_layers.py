@@ -22,7 +22,7 @@ from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
 EVERY_FAMILY = True  # of kernels, emulated ones too
-few = settings(max_examples=4, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=3, deadline=None, derandomize=True, database=None)
 
 
 def pairs(top: int) -> st.SearchStrategy[tuple[int, int]]:
@@ -250,7 +250,7 @@ def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
 
 
 @given(sizes=sizes(depthwise=True), bits=st.integers(2, 8), seed=numbers)
-@settings(few, max_examples=8)
+@settings(few, max_examples=4)
 def test_depthwise_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sink = Sink(int(rng.integers(0, 3)), "uint8", 0.25, int(rng.integers(0, 256)), low=-20.0)
@@ -261,7 +261,7 @@ def test_depthwise_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: in
 
 
 @given(sizes=sizes(depthwise=True), seed=numbers)
-@settings(few, max_examples=8)
+@settings(few, max_examples=4)
 def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     rng = np.random.default_rng(seed)
     case = Case(sizes, rng, Sink(1, low=0.0), 32)

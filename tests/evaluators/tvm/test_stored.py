@@ -34,7 +34,7 @@ def test_bits_follow_from_the_values() -> None:
     dtype=st.sampled_from(["int8", "int16"]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
 def test_round_trip(
     kernels: Any, bits: int, shape: tuple[int, int, int], share: float, dtype: str, seed: int
 ) -> None:

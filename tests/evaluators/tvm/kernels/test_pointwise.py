@@ -22,7 +22,7 @@ from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
-few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=10, deadline=None, derandomize=True, database=None)
 dtypes = st.sampled_from(["uint8", "float32"])
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5))  # images, rows, columns
 STEPS = ((np.float32(0.0231), 130), (np.float32(0.0417), 7))

@@ -18,7 +18,7 @@ from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
-few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=12, deadline=None, derandomize=True, database=None)
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 

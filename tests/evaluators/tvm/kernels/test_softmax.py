@@ -15,7 +15,7 @@ from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.sink import Sink
 
 pytestmark = pytest.mark.slow
-few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=6, deadline=None, derandomize=True, database=None)
 
 
 @given(
