@@ -57,11 +57,11 @@ _LEFT_OUT = (
 _PYTHON = """#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
 unset LD_LIBRARY_PATH LD_PRELOAD
-export TVM_USE_RUNTIME_LIB=1 PYTHONNOUSERSITE=1 PYTHONHOME="$here/root/usr"
-export PYTHONPATH="$here/root/site${ARM_PYTHONPATH:+:$ARM_PYTHONPATH}"
-export ARM_PYTHON="$here/python" ARM_ROOT="$here/root"
-exec "$here/bin/qemu-aarch64-static" -cpu "${ARM_CPU:-max}" -L "$here/root" -0 "$here/python" \\
-  "$here/root/usr/bin/python3.11" "$@"
+export TVM_USE_RUNTIME_LIB=1 PYTHONNOUSERSITE=1 PYTHONHOME="$here/system/usr"
+export PYTHONPATH="$here/system/site${ARM_PYTHONPATH:+:$ARM_PYTHONPATH}"
+export ARM_PYTHON="$here/python" ARM_ROOT="$here/system"
+exec "$here/bin/qemu-aarch64-static" -cpu "${ARM_CPU:-max}" -L "$here/system" -0 "$here/python" \\
+  "$here/system/usr/bin/python3.11" "$@"
 """
 _SITE = """import os
 import sys
@@ -120,9 +120,9 @@ def build(folder: Path) -> None:
         (made / "bin").mkdir(parents=True)
         downloads.mkdir()
         _unpack_packages(made, _download_packages(downloads))
-        _unpack_wheels(made / "root" / "site", _download_wheels(downloads))
+        _unpack_wheels(made / "system" / "site", _download_wheels(downloads))
         _write_script(made / "python", _PYTHON)
-        (made / "root" / "site" / "sitecustomize.py").write_text(_SITE)
+        (made / "system" / "site" / "sitecustomize.py").write_text(_SITE)
         _byte_compile(made)
         (made / "stamp").write_text(stamp())
         if folder.exists():
@@ -175,7 +175,7 @@ def _download_packages(folder: Path) -> dict[str, Path]:
 
 
 def _unpack_packages(made: Path, packages: dict[str, Path]) -> None:
-    root = made / "root"
+    root = made / "system"
     for name in _DEVICE:
         _run(["dpkg", "-x", packages[name], root])
     for part in ("doc", "man", "lintian"):
@@ -232,7 +232,7 @@ def _byte_compile(made: Path) -> None:
     is_same = sys.version_info[:2] == (3, 11)
     python: str | Path = sys.executable if is_same else made / "python"
     # Hashes instead of times, and unchecked: the folder is renamed, and nobody edits it.
-    folders = (made / "root" / "usr" / "lib" / "python3.11", made / "root" / "site")
+    folders = (made / "system" / "usr" / "lib" / "python3.11", made / "system" / "site")
     subprocess.run(
         [python, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", *folders],
         capture_output=True,
