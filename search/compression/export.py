@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,23 @@ __all__ = ["INPUT_NAME", "OUTPUT_NAME", "BaseGraph", "ExportError"]
 
 @dataclass(frozen=True)
 class _Source:
-    """Which parameter an initializer holds, and whether transposed."""
+    """Which parameter an initializer holds, and in what form.
+
+    Attributes:
+        parameter: Name in the state dict.
+        is_transposed: Whether the two axes are swapped.
+        added_axes: Where the initializer has axes of size 1 that the parameter lacks.
+    """
 
     parameter: str
     is_transposed: bool = False
+    added_axes: tuple[int, ...] = ()
+
+    def values(self, parameter: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return what the initializer holds for a value of the parameter."""
+        if self.is_transposed:
+            return parameter.T
+        return np.expand_dims(parameter, self.added_axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +73,17 @@ class BaseGraph:
 
         Raises:
             ExportError: If the model has an operator that has no ONNX form or that Paredown
-                cannot run, or depends on the values of its inputs.
+                cannot run, depends on the values of its inputs, or computes constants of its
+                weights that other weights would change.
         """
-        source = copy.deepcopy(model).eval()
-        if is_reusable:
-            _mark(source)
-        proto = export_torch(source, example_input)
-        check_operators(proto.graph)
-        tidy(proto)
-        state = {k: v.numpy() for k, v in source.state_dict().items() if v.is_floating_point()}
+        proto, state = _trace(model, example_input, seed=0 if is_reusable else None)
         sources = _match(proto.graph, state)
         _name_layers(proto.graph)
         constants = [i for i in proto.graph.initializer if i.name not in sources]
+        if is_reusable and any(i.data_type == TensorProto.FLOAT for i in constants):
+            again, other = _trace(model, example_input, seed=1)
+            _match(again.graph, other)
+            _check_fixed(constants, again.graph)
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(constants)
         depthwise = _depthwise(proto.graph, sources, state)
@@ -94,9 +106,7 @@ class BaseGraph:
         model = ModelProto()
         model.CopyFrom(self.skeleton)
         for name, source in self.sources.items():
-            array = state[source.parameter].detach().numpy()
-            if source.is_transposed:
-                array = array.T
+            array = source.values(state[source.parameter].detach().numpy())
             model.graph.initializer.append(float_initializer(name, array))
         for node in model.graph.node:
             per_group = self.depthwise.get(node.name)
@@ -106,12 +116,37 @@ class BaseGraph:
         return model
 
 
-def _mark(model: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5, generator=generator)
+def _trace(
+    model: nn.Module, example_input: Tensor, *, seed: int | None
+) -> tuple[ModelProto, dict[str, np.ndarray[Any, Any]]]:
+    """Return the tidied graph of a model, and the weights it holds: random ones if seeded."""
+    source = copy.deepcopy(model).eval()
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for tensor in source.state_dict().values():
+                if tensor.is_floating_point():
+                    tensor.uniform_(0.5, 1.5, generator=generator)
+    proto = export_torch(source, example_input)
+    check_operators(proto.graph)
+    tidy(proto)
+    state = source.state_dict().items()
+    return proto, {k: v.numpy() for k, v in state if v.is_floating_point()}
+
+
+def _check_fixed(constants: Iterable[TensorProto], other: GraphProto) -> None:
+    """Refuse constants that are not the same in a graph of other weights."""
+    others = {i.name: i for i in other.initializer}
+    for tensor in constants:
+        if tensor.name not in others or tensor.SerializeToString() != (
+            others[tensor.name].SerializeToString()
+        ):
+            users = [n.op_type for n in other.node if tensor.name in n.input]
+            raise ExportError(
+                f"The model cannot be exported: input '{tensor.name}' of its "
+                f"{users[0] if users else 'output'} is computed from weights alone. Compute it "
+                "once, when the model is built, and keep it as a buffer or a parameter."
+            )
 
 
 def _depthwise(
@@ -147,6 +182,7 @@ def _match(graph: GraphProto, state: Mapping[str, np.ndarray[Any, Any]]) -> dict
     """Find the initializers that hold parameters; a transposed one takes the parameter's name."""
     by_value = {(a.shape, a.tobytes()): name for name, a in state.items()}
     transposed = {(a.T.shape, a.T.tobytes()): name for name, a in state.items() if a.ndim == 2}
+    by_bytes = {a.tobytes(): name for name, a in state.items()}
     sources: dict[str, _Source] = {}
     renamed: dict[str, str] = {}
     taken = {i.name for i in graph.initializer}
@@ -157,14 +193,32 @@ def _match(graph: GraphProto, state: Mapping[str, np.ndarray[Any, Any]]) -> dict
             continue
         array = onnx.numpy_helper.to_array(tensor)
         key = (array.shape, array.tobytes())
-        parameter, is_transposed = by_value.get(key), False
-        if parameter is None:
-            parameter, is_transposed = transposed.get(key), True
-        if parameter is None:
-            continue
-        name = parameter if parameter not in taken else tensor.name
+        if key in by_value:
+            source = _Source(by_value[key])
+        elif key in transposed:
+            source = _Source(transposed[key], is_transposed=True)
+        else:
+            parameter = by_bytes.get(array.tobytes())
+            axes = None if parameter is None else _added_axes(state[parameter].shape, array.shape)
+            if parameter is None or axes is None:
+                continue
+            source = _Source(parameter, added_axes=axes)
+        name = source.parameter if source.parameter not in taken else tensor.name
         taken.add(name)
         renamed[tensor.name] = tensor.name = name
-        sources[name] = _Source(parameter, is_transposed)
+        sources[name] = source
     rename(graph, renamed)
     return sources
+
+
+def _added_axes(inner: tuple[int, ...], outer: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return where `outer` has axes of size 1 that `inner` lacks; None if it has others too."""
+    added: list[int] = []
+    for axis, size in enumerate(outer):
+        position = axis - len(added)
+        if position < len(inner) and inner[position] == size:
+            continue
+        if size != 1:
+            return None
+        added.append(axis)
+    return tuple(added) if len(outer) - len(added) == len(inner) else None

@@ -151,12 +151,14 @@ def test_interrupt_in_the_parent_ends_the_job(bench: Bench) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt("Ctrl-C")
 
+    def hang() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)  # in here: the machine may stall for as long
+        bench.do("hang")
+
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt, match="Ctrl-C"):
-            # In here, as a busy machine may stall for as long before the next line.
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            bench.do("hang")
+            hang()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

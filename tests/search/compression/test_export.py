@@ -52,6 +52,45 @@ def test_a_narrower_model_goes_into_the_graph_of_a_wider_one() -> None:
     assert_same(narrow, exported, (3, 8, 8))
 
 
+class Sloped(nn.Module):
+    """The exporter gives the slopes of a PReLU axes of size 1."""
+
+    def __init__(self, width: int, n_slopes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.act = nn.PReLU(n_slopes)
+        self.norm = nn.LayerNorm([6, 6])  # brings a constant of its own, its epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.act(self.conv(x)))
+        return out
+
+
+@pytest.mark.parametrize("n_slopes", [1, 7])
+def test_parameters_with_more_axes_in_the_graph_are_found(n_slopes: int) -> None:
+    torch.manual_seed(0)
+    model, narrow = Sloped(7, n_slopes).eval(), Sloped(3, min(n_slopes, 3)).eval()
+    for m in (model, narrow):
+        nn.init.uniform_(m.act.weight)
+    base = BaseGraph.export(model, torch.randn(1, 3, 8, 8))
+    assert_same(model, base.instantiate(model.state_dict()), (3, 8, 8))
+    assert_same(narrow, base.instantiate(narrow.state_dict()), (3, 8, 8))
+
+
+def test_constants_computed_from_weights_are_refused() -> None:
+    class Standardized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.conv.weight
+            return nn.functional.conv2d(x, weight - weight.mean(), self.conv.bias)
+
+    with pytest.raises(ExportError, match=r"of its Conv is computed from weights alone"):
+        BaseGraph.export(Standardized().eval(), torch.randn(1, 3, 8, 8))
+
+
 def test_layers_are_nodes_with_the_names_of_modules_and_weights_those_of_parameters() -> None:
     model = Small().eval()
     exported = BaseGraph.export(model, torch.randn(1, 3, 8, 8)).instantiate(model.state_dict())
