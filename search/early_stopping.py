@@ -26,34 +26,40 @@ class Gate:
     """What a candidate is compared with.
 
     Attributes:
-        costs: Feasible complete trials, shape `(n, 3)`: accuracy (negated where higher is better),
-            bytes, microseconds.
+        costs: Feasible complete trials, shape `(n, n_objectives)`: accuracy (negated where higher
+            is better), bytes, and microseconds on each device.
         numbers: Their numbers.
         limits: Costs that may not be exceeded, infinite where there is no constraint.
         higher_is_better: Whether accuracy is negated.
-        latency_us: Least latency that is expected of the candidate, 0 where nothing is known.
+        latencies_us: Least latency that is expected of the candidate on each device, 0 where
+            nothing is known.
     """
 
     costs: NDArray[np.float64]
     numbers: Sequence[int]
-    limits: tuple[float, float, float] = (inf, inf, inf)
+    limits: tuple[float, ...] = (inf, inf, inf)
     higher_is_better: bool = True
-    latency_us: float = 0.0
+    latencies_us: tuple[float, ...] = (0.0,)
 
     def verdict(
-        self, size_bytes: float, latency_us: float | None = None, accuracy: float | None = None
+        self,
+        size_bytes: float,
+        latencies_us: Sequence[float] | None = None,
+        accuracy: float | None = None,
     ) -> str | None:
         """Say why a candidate need not be measured further, or None if it must be.
 
         Args:
             size_bytes: Its size.
-            latency_us: Least latency that it can have; None takes what was expected.
+            latencies_us: Least latencies that it can have; None takes what was expected.
             accuracy: Best accuracy that it can have; None if nothing is known.
         """
         sign = -1.0 if self.higher_is_better else 1.0
         cost = -inf if accuracy is None else sign * accuracy
-        best = np.array([cost, size_bytes, self.latency_us if latency_us is None else latency_us])
-        for name, value, limit in zip(_NAMES, best, self.limits, strict=True):
+        latencies = self.latencies_us if latencies_us is None else latencies_us
+        best = np.array([cost, size_bytes, *latencies])
+        names = ("accuracy", "size", *["latency"] * len(latencies))
+        for name, value, limit in zip(names, best, self.limits, strict=True):
             if value > limit:
                 return (
                     f"its {name} is {abs(value):.6g} at best, beyond the bound of {abs(limit):.6g}"
@@ -70,20 +76,15 @@ class Gate:
         )
 
 
-_NAMES = ("accuracy", "size", "latency")
-
-
 class StoppedEarly(Exception):
     """A candidate was given up.
 
     Attributes:
         reason: Why.
-        estimates: What is known: accuracy of the samples that were run, size, and latency.
+        estimates: What is known: accuracy of the samples that were run, size, and latencies.
     """
 
-    def __init__(
-        self, reason: str, estimates: tuple[float | None, float | None, float | None]
-    ) -> None:
+    def __init__(self, reason: str, estimates: tuple[float | None, ...]) -> None:
         super().__init__(reason)
         self.reason = reason
         self.estimates = estimates

@@ -131,37 +131,42 @@ class Objective:
         for device, us in zip(self._devices, (latency_us, *others_us), strict=True):
             device.use_baseline(path, us)
 
-    def probe(self, candidate: Candidate) -> LatencySample:
-        """Time a candidate and its layers, without its accuracy: a look at the device.
+    def probe(self, candidate: Candidate) -> tuple[LatencySample, ...]:
+        """Time a candidate and its layers on each device that has a latency, without its accuracy.
+
+        The uncompressed model must have been evaluated before.
 
         Raises:
             ParedownError: If a step fails.
         """
-        device = self._devices[0]  # the uncompressed model was evaluated on it first
         path = self._folder / f"probe-{candidate.digest}.onnx"
         onnx.save(self._compressor.compress(candidate).model, path)
-        artifact = device.build(path)
         try:
-            found = device.measure(artifact)
-            assert found is not None  # only studies with a latency look at the device
-            return LatencySample(candidate, device.time_layers(artifact), found.latency_us)
+            samples = []
+            for device in self._devices:
+                artifact = device.build(path)
+                found = device.measure(artifact)
+                if found is not None:
+                    times = device.time_layers(artifact)
+                    samples.append(LatencySample(candidate, times, found.latency_us))
+            return tuple(samples)
         finally:
-            path.unlink()
-            artifact.unlink()
+            self._remove(path)
 
-    def measure_again(self, model: Path) -> Latency:
-        """Build a model that was measured before, and time it anew.
+    def measure_again(self, model: Path) -> tuple[Latency, ...]:
+        """Build a model that was measured before, and time it anew on each device.
 
         Args:
             model: Its ONNX file.
 
+        Returns:
+            A latency for each device that has one.
+
         Raises:
             EvaluationError: If a step fails.
         """
-        device = self._devices[0]
-        found = device.measure(device.build(model))
-        assert found is not None  # only studies with a latency measure again
-        return found.latency
+        found = (device.measure(device.build(model)) for device in self._devices)
+        return tuple(one.latency for one in found if one is not None)
 
     def evaluate(
         self,
@@ -192,10 +197,14 @@ class Objective:
         try:
             return self._measure(candidate, compressed, path, watch, report)
         except StoppedEarly:
-            path.unlink()
-            for device in self._devices:
-                device.artifact(path).unlink(missing_ok=True)
+            self._remove(path)
             raise
+
+    def _remove(self, model: Path) -> None:
+        """Delete a model and what was built from it."""
+        model.unlink()
+        for device in self._devices:
+            device.artifact(model).unlink(missing_ok=True)
 
     def _measure(
         self,
@@ -219,9 +228,7 @@ class Objective:
             if running.done():
                 running.result()  # it may have been given up
             found = self._time(candidate, compressed, path, artifacts, report)
-            if found.latency_us is not None:
-                # The spread belongs to what the latency can still turn out to be.
-                watch.latency_us = max(0.0, found.latency_us - (found.latency_spread_us or 0.0))
+            watch.latencies_us = _least_latencies(found)
             if not running.done():
                 report("accuracy")
             accuracy = running.result()
@@ -305,7 +312,7 @@ class _Watch:
 
     gate: Gate | None
     size_bytes: int
-    latency_us: float | None = None  # least that it can be
+    latencies_us: tuple[float, ...] | None = None  # least that they can be
     accuracy: float | None = None
     is_over: bool = False
 
@@ -313,9 +320,18 @@ class _Watch:
         """Raise `StoppedEarly` if the candidate need not be measured further."""
         if self.gate is None:
             return
-        reason = self.gate.verdict(self.size_bytes, self.latency_us, best_accuracy)
+        reason = self.gate.verdict(self.size_bytes, self.latencies_us, best_accuracy)
         if reason is not None:
-            raise StoppedEarly(reason, (self.accuracy, float(self.size_bytes), self.latency_us))
+            known = self.latencies_us or (None,) * len(self.gate.latencies_us)
+            raise StoppedEarly(reason, (self.accuracy, float(self.size_bytes), *known))
+
+
+def _least_latencies(found: Evaluation) -> tuple[float, ...]:
+    """Return what the latencies can still turn out to be at best: the spread is part of them."""
+    pairs = [(other.latency_us, other.spread_us) for other in found.others]
+    if found.latency_us is not None:
+        pairs.insert(0, (found.latency_us, found.latency_spread_us or 0.0))
+    return tuple(max(0.0, latency_us - spread_us) for latency_us, spread_us in pairs)
 
 
 def _free_cpus(worker: Bench) -> frozenset[int]:

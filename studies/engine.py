@@ -120,7 +120,7 @@ class _Run:
         settings, name = self.record.settings, self.record.name
         # A resumed sampler must not repeat the draws of the run before it.
         seed = np.random.SeedSequence([settings.seed, len(self.record.trials)])
-        sampler = make_sampler(self._sampler(observer), int(seed.generate_state(1)[0]))
+        sampler = make_sampler(settings.sampler, int(seed.generate_state(1)[0]))
         study = load_optuna_study(self.storage, name, sampler, self.record.objectives)
         n_stale = mark_interrupted(study, self.storage)
         if n_stale:
@@ -142,17 +142,6 @@ class _Run:
         return TrialLoop(
             study, self.storage, self.record, self.space, objective, observer, stop, guide
         )
-
-    def _sampler(self, observer: Observer) -> str:
-        """Return the name of the sampler: the guided one knows accuracy, size and one latency."""
-        wanted = self.record.settings.sampler
-        if wanted != "guided" or len(self.record.objectives) == 3:
-            return wanted
-        observer.message(
-            f"The sampler 'guided' is for one latency, but the objectives are "
-            f"{', '.join(self.record.objectives)}: 'tpe' takes its place."
-        )
-        return "tpe"
 
 
 def describe_study(config: StudyConfig, profiles: tuple[HardwareProfile, ...]) -> StudyRecord:

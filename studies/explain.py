@@ -92,9 +92,9 @@ def explain_study(record: StudyRecord, pick: str) -> Explanation:
     if trial.candidate is None or trial.state != "complete":
         raise StudyError(f"Trial {trial.number} is {trial.state}; explain a complete one.")
     errors = [
-        abs(t.predicted_latency_us / t.values[2] - 1.0)
+        abs(t.predicted_latency_us / t.latency_us - 1.0)
         for t in record.complete
-        if t.predicted_latency_us is not None
+        if t.predicted_latency_us is not None and t.latency_us is not None
     ]
     stories = tuple(_story(name, record, trial, knowledge) for name in knowledge.weight_bits)
     return Explanation(record.name, trial.number, stories, tuple(errors), len(knowledge.probes))
@@ -174,14 +174,15 @@ def explanation_table(explanation: Explanation) -> Table:
 def explanation_notes(explanation: Explanation, record: StudyRecord) -> list[str]:
     """Return what stands below the table, in words."""
     trial = record.trial(explanation.trial)
-    accuracy, size, latency_us = trial.values
+    accuracy, size, *latencies = trial.values
     speedup, shrink = record.speedup(trial), record.shrink(trial)
     factors = (
         "" if not speedup or not shrink else f", {speedup:.2f}x faster, {shrink:.2f}x smaller"
     )
     notes = [
-        f"Trial {trial.number}: {record.metric_name} {accuracy:.4f}, {format_bytes(size)}, "
-        f"{latency_us:.1f} us{factors}. Losses are divergences of the outputs, times 1000."
+        f"Trial {trial.number}: {record.metric_name} {accuracy:.4f}, {format_bytes(size)}"
+        + "".join(f", {latency_us:.1f} us" for latency_us in latencies)
+        + f"{factors}. Losses are divergences of the outputs, times 1000."
     ]
     hurt = sorted(explanation.layers, key=lambda x: -(x.loss_few_bits or 0.0))[:3]
     notes.append(

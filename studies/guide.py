@@ -29,7 +29,7 @@ from .observer import Observer
 from .records import StudyRecord, TrialRecord
 
 KNOWLEDGE_KEY = "paredown:knowledge"
-_VERSION = 1
+_VERSION = 2
 
 _MAX_PROBES, _MAX_WARM = 10, 16
 _MAX_INPUTS = 256
@@ -41,8 +41,8 @@ _INTEREST = 0.1  # share of the baseline's accuracy that may be lost before a tr
 class Prober(Protocol):
     """Times candidates without a trial; `Objective` does."""
 
-    def probe(self, candidate: Candidate) -> LatencySample:
-        """Time a candidate and its layers."""
+    def probe(self, candidate: Candidate) -> tuple[LatencySample, ...]:
+        """Time a candidate and its layers on each device."""
         ...
 
 
@@ -52,14 +52,14 @@ class Knowledge:
 
     Attributes:
         sensitivities: Loss of each option.
-        probes: Networks that were timed.
+        probes: Networks that were timed, each with a sample for each device.
         weight_bits: Widths on offer by layer; parameters are positions in them.
         channels: Channels of each group before pruning, and the layers that produce them.
         is_whole: Whether nothing is left to be measured before the search.
     """
 
     sensitivities: Sensitivities
-    probes: tuple[LatencySample, ...]
+    probes: tuple[tuple[LatencySample, ...], ...]
     weight_bits: Mapping[str, tuple[int, ...]]
     channels: Mapping[str, tuple[int, tuple[str, ...]]]
     is_whole: bool = False
@@ -80,7 +80,7 @@ class Knowledge:
             "version": _VERSION,
             "is_whole": self.is_whole,
             "sensitivities": self.sensitivities.to_json(),
-            "probes": [probe.to_json() for probe in self.probes],
+            "probes": [[sample.to_json() for sample in probe] for probe in self.probes],
             "weight_bits": {name: list(bits) for name, bits in self.weight_bits.items()},
             "channels": {n: [count, list(names)] for n, (count, names) in self.channels.items()},
         }
@@ -99,7 +99,10 @@ class Knowledge:
             )
         return cls(
             Sensitivities.from_json(data["sensitivities"]),
-            tuple(LatencySample.from_json(probe) for probe in data["probes"]),
+            tuple(
+                tuple(LatencySample.from_json(sample) for sample in probe)
+                for probe in data["probes"]
+            ),
             {name: tuple(bits) for name, bits in data["weight_bits"].items()},
             {name: (count, tuple(names)) for name, (count, names) in data["channels"].items()},
             data["is_whole"],
@@ -160,12 +163,12 @@ class Guide:
         """
         baseline = record.baseline
         assert baseline is not None
-        assert baseline.latency_us is not None
         knowledge = self._knowledge(record)
-        latency = LatencyModel(self._space, baseline.latency_us)
+        latencies = [LatencyModel(self._space, us) for us in baseline.latencies_us]
         for probe in knowledge.probes:
-            latency.add(probe)
-        self._prior = SpacePrior(self._space, knowledge.sensitivities, latency)
+            for model, sample in zip(latencies, probe, strict=True):
+                model.add(sample)
+        self._prior = SpacePrior(self._space, knowledge.sensitivities, latencies)
         self._sampler.prior = self._prior
         self._sampler.reference = reference_values(record, baseline)
         self.learn(record)
@@ -178,9 +181,10 @@ class Guide:
         new = [trial for trial in record.complete if trial.number not in self._learnt]
         for trial in new:
             assert trial.candidate is not None
-            self._prior.latency.add(
-                LatencySample(trial.candidate, trial.layer_times, trial.latency_us)
-            )
+            times = trial.layer_times  # of the first device
+            for model, us in zip(self._prior.latencies, trial.latencies_us, strict=True):
+                model.add(LatencySample(trial.candidate, times, us))
+                times = None
         self._learnt |= {trial.number for trial in new}
         if new:
             inside = [t for t in record.complete if t.candidate and not t.is_baseline]
@@ -189,12 +193,13 @@ class Guide:
                 gaps = np.array([t.values[1] for t in inside]) - expected
                 self._prior.size_offset_bytes += float(np.median(gaps))
 
-    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
-        """Return mean and deviation that the latency model expects, None before it is there."""
+    def predict_latencies_us(self, candidate: Candidate) -> Sequence[tuple[float, float]]:
+        """Return mean and deviation that are expected on each device; none before it is ready."""
         if self._prior is None:
-            return None
-        mean, deviation = self._prior.latency.predict(Choices.of(self._space, [candidate]))
-        return float(mean[0]), float(deviation[0])
+            return ()
+        choices = Choices.of(self._space, [candidate])
+        found = (model.predict(choices) for model in self._prior.latencies)
+        return [(float(mean[0]), float(deviation[0])) for mean, deviation in found]
 
     def _expect(self, candidates: Sequence[Candidate]) -> np.ndarray:
         assert self._prior is not None
@@ -216,6 +221,8 @@ class Guide:
             )
             found = self._keep(record, Knowledge.of(self._space, sensitivities))
         n_probes = min(_MAX_PROBES, max(3, self._n_trials // 6))
+        if not record.profile.has_latency:
+            n_probes = 0
         candidates = probe_candidates(self._space, n_probes, record.settings.seed)
         for candidate in candidates[len(found.probes) :]:
             self._observer.preparing(f"timing kernels, {len(found.probes) + 1} of {n_probes}")
@@ -248,21 +255,25 @@ class Guide:
         ]
 
 
-def reference_values(record: StudyRecord, baseline: TrialRecord) -> tuple[float, float, float]:
-    """Return what is just of no use any more: accuracy, bytes and microseconds.
+def reference_values(record: StudyRecord, baseline: TrialRecord) -> tuple[float, ...]:
+    """Return what is just of no use any more: accuracy, bytes, and microseconds on each device.
 
     That is what the study says, else a tenth of the uncompressed model's accuracy less, its size
-    and its latency; or the study's bounds where they are tighter.
+    and its latencies; or the study's bounds where they are tighter. What is said of latency is
+    meant for the first device.
     """
-    accuracy, size, latency = baseline.values
+    accuracy, size, *latencies = baseline.values
     sign = 1.0 if record.higher_is_better else -1.0
     wanted, bounds = record.settings.reference, record.bounds
     worst = [accuracy - sign * _INTEREST * abs(accuracy) if wanted.accuracy is None
              else wanted.accuracy]  # fmt: skip
     if bounds.min_accuracy is not None:
         worst.append(bounds.min_accuracy)
+    if latencies:
+        first = wanted.latency_us or latencies[0]
+        latencies[0] = min(first, bounds.max_latency_us or math.inf)
     return (
         sign * max(sign * value for value in worst),
         min(wanted.size_bytes or size, bounds.max_size_bytes or math.inf),
-        min(wanted.latency_us or latency, bounds.max_latency_us or math.inf),
+        *latencies,
     )

@@ -165,7 +165,7 @@ class TrialRecord:
     seconds: float | None = None
     model_file: str | None = None
     is_feasible: bool = False
-    again: tuple[Latency, ...] = ()  # later measurements of the same model
+    again: tuple[tuple[Latency, ...], ...] = ()  # measured later, each time on all devices
     layer_times: LayerTimes | None = None
     predicted_latency_us: float | None = None  # by the latency model, before it was measured
     finetuned_from: int | None = None  # number of the trial whose candidate was trained on
@@ -181,24 +181,30 @@ class TrialRecord:
                 f"{values}."
             )
 
-    def with_latencies(self, again: Sequence[Latency], baseline_us: float) -> TrialRecord:
+    def with_latencies(
+        self, again: Sequence[tuple[Latency, ...]], baseline: TrialRecord
+    ) -> TrialRecord:
         """Return the trial with later measurements taken into account.
 
         Args:
-            again: The measurements, in turns with the baseline.
-            baseline_us: The study's latency of the baseline.
+            again: The measurements, in turns with the baseline: one for each device, each time.
+            baseline: The uncompressed model.
         """
-        first = None if self.latency is None else self.latency.ratio
-        ratios = [r for r in (first, *(latency.ratio for latency in again)) if r is not None]
-        if first is None or len(ratios) < 2:
+        if self.latency is None or self.latency_spread_us is None:
             return self
-        mean = sum(ratios) / len(ratios)
-        reach = max(abs(ratio - mean) for ratio in ratios) * baseline_us
+        first, *rest = zip(*again, strict=True)
+        us, *others_us = baseline.latencies_us
+        latency_us, spread_us = _joint((self.latency, *first), us, self.latency_spread_us)
+        others = []
+        for other, later, other_us in zip(self.others, rest, others_us, strict=True):
+            mean_us, reach_us = _joint((other.latency, *later), other_us, other.spread_us)
+            others.append(replace(other, latency_us=mean_us, spread_us=reach_us))
         return replace(
             self,
             again=tuple(again),
-            latency_us=mean * baseline_us,
-            latency_spread_us=max(reach, self.latency_spread_us or 0.0),
+            latency_us=latency_us,
+            latency_spread_us=spread_us,
+            others=tuple(others),
         )
 
     @property
@@ -224,13 +230,27 @@ class TrialRecord:
         """
         if self.accuracy is None or self.size_bytes is None:
             raise ValueError(f"Trial {self.number} is {self.state} and has no values.")
+        return (self.accuracy, float(self.size_bytes), *self.latencies_us)
+
+    @property
+    def latencies_us(self) -> tuple[float, ...]:
+        """The latency on each device, none where the study's profile has none."""
         first = () if self.latency_us is None else (self.latency_us,)
-        others = tuple(other.latency_us for other in self.others)
-        return (self.accuracy, float(self.size_bytes), *first, *others)
+        return (*first, *(other.latency_us for other in self.others))
 
     def latency_on(self, profile: str) -> DeviceLatency | None:
         """Return the latency on one of the study's further devices, None if there is none."""
         return next((other for other in self.others if other.profile == profile), None)
+
+
+def _joint(
+    latencies: Sequence[Latency], baseline_us: float, spread_us: float
+) -> tuple[float, float]:
+    """Return mean and spread, in microseconds, of several measurements of one model."""
+    ratios = [latency.ratio for latency in latencies if latency.ratio is not None]
+    mean = sum(ratios) / len(ratios)
+    reach = max(abs(ratio - mean) for ratio in ratios)
+    return mean * baseline_us, max(reach * baseline_us, spread_us)
 
 
 @dataclass(frozen=True)

@@ -319,28 +319,32 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def add_latency(storage: BaseStorage, study_name: str, number: int, latency: Latency) -> None:
-    """Keep a later measurement of a trial, whose own attributes are closed."""
+def add_latencies(
+    storage: BaseStorage, study_name: str, number: int, latencies: Sequence[Latency]
+) -> None:
+    """Keep a later measurement of a trial on all devices; its own attributes are closed."""
     study_id = storage.get_study_id_from_name(study_name)
     key = f"{AGAIN_KEY}{number}"
     known = storage.get_study_user_attrs(study_id).get(key, [])
-    storage.set_study_user_attr(study_id, key, [*known, latency.to_json()])
+    new = [latency.to_json() for latency in latencies]
+    storage.set_study_user_attr(study_id, key, [*known, new])
 
 
 def with_later_latencies(
     trials: Sequence[TrialRecord], baseline: TrialRecord | None, attrs: Mapping[str, Any]
 ) -> tuple[TrialRecord, ...]:
     """Return trials with the later measurements that are among a study's attributes."""
-    if baseline is None or baseline.latency_us is None:
+    if baseline is None:
         return tuple(trials)
     found = {
-        int(key.removeprefix(AGAIN_KEY)): [Latency.from_json(item) for item in value]
+        int(key.removeprefix(AGAIN_KEY)): [
+            tuple(Latency.from_json(latency) for latency in latencies) for latencies in value
+        ]
         for key, value in attrs.items()
         if key.startswith(AGAIN_KEY)
     }
-    us = baseline.latency_us
     return tuple(
-        trial.with_latencies(found[trial.number], us) if trial.number in found else trial
+        trial.with_latencies(found[trial.number], baseline) if trial.number in found else trial
         for trial in trials
     )
 

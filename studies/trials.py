@@ -26,7 +26,7 @@ from .observer import Observer, StopSignal
 from .processes import is_dead, this_process
 from .records import INTERRUPTED, StudyRecord, TrialRecord
 from .storage import (
-    add_latency,
+    add_latencies,
     models_dir,
     save_model,
     set_trial_attributes,
@@ -52,8 +52,8 @@ class Evaluator(Protocol):
         """Measure one candidate, telling `report` which step begins, until the gate closes."""
         ...
 
-    def measure_again(self, model: Path) -> Latency:
-        """Time a model that was measured before."""
+    def measure_again(self, model: Path) -> Sequence[Latency]:
+        """Time a model that was measured before, on each device."""
         ...
 
     def discard(self, evaluation: Evaluation) -> None:
@@ -77,8 +77,8 @@ class TrialGuide(Protocol):
         """Learn from the trials that have ended."""
         ...
 
-    def predict_latency_us(self, candidate: Candidate) -> tuple[float, float] | None:
-        """Return the expected latency and its deviation, None where nothing is known."""
+    def predict_latencies_us(self, candidate: Candidate) -> Sequence[tuple[float, float]]:
+        """Return the latency expected on each device and its deviation; none if not ready."""
         ...
 
 
@@ -150,8 +150,8 @@ class TrialLoop:
 
     def _confirm_front(self, deadline: float | None) -> None:
         """Time the points of the front once more: the luckiest of many measurements lead it."""
-        if len(self._record.objectives) != 3:
-            return  # there is not one latency, but none or several
+        if not self._record.profile.has_latency:
+            return
         waiting = [t for t in self._record.front() if not t.again and not t.is_baseline]
         for place, trial in enumerate(waiting, start=1):
             late = deadline is not None and time.monotonic() >= deadline
@@ -160,12 +160,12 @@ class TrialLoop:
             self._observer.preparing(f"timing the front again, {place} of {len(waiting)}")
             model = models_dir(self._storage.url) / trial.model_file
             try:
-                latency = self._objective.measure_again(model)
+                latencies = self._objective.measure_again(model)
             except EvaluationError as error:
                 self._observer.message(f"Trial {trial.number} could not be timed again: {error}")
                 continue
             with self._stop.shield():
-                add_latency(self._storage, self._record.name, trial.number, latency)
+                add_latencies(self._storage, self._record.name, trial.number, latencies)
         self.refresh()
 
     def _use_guide(self) -> None:
@@ -205,7 +205,7 @@ class TrialLoop:
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
         start = time.monotonic()
-        expected = self._guide.predict_latency_us(candidate) if self._guide is not None else None
+        expected = () if self._guide is None else self._guide.predict_latencies_us(candidate)
         try:
             evaluation = self._objective.evaluate(
                 candidate,
@@ -233,22 +233,23 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start, expected and expected[0])
+            self._complete(trial, evaluation, start, expected[0][0] if expected else None)
         self._n_failures = 0
         return True
 
-    def _gate(self, candidate: Candidate, expected: tuple[float, float] | None) -> Gate | None:
+    def _gate(self, candidate: Candidate, expected: Sequence[tuple[float, float]]) -> Gate | None:
         """Return what a candidate is compared with; what every study begins with runs whole."""
         record = self._record
         settings = record.settings
         if not settings.early_stopping or candidate in planned_candidates(self._space):
             return None
-        if len(record.objectives) != 3:
-            return None  # the bounds are those of accuracy, size and one latency
-        least = 0.0
-        if expected is not None:
-            least = max(0.0, expected[0] - LATENCY_DEVIATIONS * expected[1])
+        n_latencies = len(record.objectives) - 2
+        least = (0.0,) * n_latencies
+        if expected:
+            least = tuple(max(0.0, mean - LATENCY_DEVIATIONS * dev) for mean, dev in expected)
         bounds = record.bounds
+        # A bound on latency is one for the first device.
+        limits_us = (bounds.max_latency_us or math.inf, *[math.inf] * n_latencies)[:n_latencies]
         sign = -1.0 if record.higher_is_better else 1.0
         front = record.front()
         return Gate(
@@ -257,17 +258,17 @@ class TrialLoop:
             limits=(
                 math.inf if bounds.min_accuracy is None else sign * bounds.min_accuracy,
                 bounds.max_size_bytes or math.inf,
-                bounds.max_latency_us or math.inf,
+                *limits_us,
             ),
             higher_is_better=record.higher_is_better,
-            latency_us=least,
+            latencies_us=least,
         )
 
     def _give_up(
         self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, start: float
     ) -> None:
         """Write down what is known of a candidate that is measured no further."""
-        accuracy, size_bytes, latency_us = outcome.estimates
+        accuracy, size_bytes, *latencies_us = outcome.estimates
         with self._stop.shield():
             self._write(
                 trial,
@@ -277,7 +278,7 @@ class TrialLoop:
                     ESTIMATES_KEY: list(outcome.estimates),
                     "accuracy": accuracy,
                     "size_bytes": None if size_bytes is None else round(size_bytes),
-                    "latency_us": latency_us,
+                    "latency_us": latencies_us[0] if latencies_us else None,
                     "seconds": time.monotonic() - start,
                 },
             )

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 
 
 class SpacePrior:
-    """Expected costs of candidates: a loss that stands for accuracy, bytes and microseconds.
+    """Expected costs of candidates: a loss that stands for accuracy, bytes, and microseconds.
 
     The loss is between 0 and 1: how likely, roughly, a small change of the outputs changes the
     answer. It ranks candidates; how it goes with accuracy is learnt from trials.
@@ -24,7 +24,7 @@ class SpacePrior:
     Args:
         space: The space.
         sensitivities: Loss of each option.
-        latency: The latency model; what it learns later is used at once.
+        latencies: The latency model of each device; what it learns later is used at once.
         size_offset_bytes: What belongs to no layer; may be set when it becomes known.
     """
 
@@ -32,15 +32,15 @@ class SpacePrior:
         self,
         space: SearchSpace,
         sensitivities: Sensitivities,
-        latency: LatencyModel,
+        latencies: Sequence[LatencyModel],
         size_offset_bytes: float = 0.0,
     ) -> None:
-        self.space, self.sensitivities, self.latency = space, sensitivities, latency
+        self.space, self.sensitivities, self.latencies = space, sensitivities, tuple(latencies)
         self._sizes = LayerSizes(space)
         self.size_offset_bytes = size_offset_bytes
 
     def __call__(self, names: Sequence[str], values: NDArray[np.int64]) -> Floats:
-        """Return costs of shape `(n, 3)`, all to be minimised.
+        """Return costs of shape `(n, 2 + n_devices)`, all to be minimised.
 
         Args:
             names: Parameters of the columns, as `SearchSpace.options` has them.
@@ -49,8 +49,8 @@ class SpacePrior:
         choices = Choices.from_params(self.space, names, values)
         loss = self._effective(names, values, choices)
         size = self._sizes.size_bytes(choices).sum(axis=1) + self.size_offset_bytes
-        latency, _ = self.latency.predict(choices)
-        return np.stack([1.0 - np.exp(-loss), size, latency], axis=1)
+        times = [latency.predict(choices)[0] for latency in self.latencies]
+        return np.stack([1.0 - np.exp(-loss), size, *times], axis=1)
 
     def _effective(
         self, names: Sequence[str], values: NDArray[np.int64], choices: Choices

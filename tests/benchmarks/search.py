@@ -41,8 +41,8 @@ Prior = Callable[[Sequence[str], NDArray[np.int64]], Floats]
 N_WARM = 12
 CHECKPOINTS = (25, 50, 100, 200, 500)
 UNIFORM_BITS = (8, 7, 4)
-# Optuna's GP takes seconds for each of its later trials.
-LIMITS = {"gp": 100}
+# Optuna's GP takes seconds for each of its later trials, and ours is to be good early.
+LIMITS = {"gp": 100, "guided": 200, "guided-alone": 200}
 SAMPLERS = ("guided", "random", "nsga2", "tpe", "guided-alone", "gp")
 
 
@@ -52,7 +52,7 @@ def make_prior(table: Table) -> SpacePrior:
     for row in table.probes:
         candidate = table.space.from_params(row.params)
         latency.add(LatencySample(candidate, row.times, row.latency_us))
-    return SpacePrior(table.space, table.sensitivities, latency, table.size_offset)
+    return SpacePrior(table.space, table.sensitivities, [latency], table.size_offset)
 
 
 def run(

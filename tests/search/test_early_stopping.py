@@ -15,23 +15,23 @@ COSTS = np.array([[-0.9, 1000.0, 50.0], [-0.8, 500.0, 30.0]])
 def test_a_candidate_goes_on_while_it_may_reach_the_front() -> None:
     gate = Gate(COSTS, (3, 7))
     assert gate.verdict(2000.0) is None  # nothing is known of its accuracy
-    assert gate.verdict(2000.0, 60.0, accuracy=0.91) is None
-    assert gate.verdict(900.0, 60.0, accuracy=0.85) is None
+    assert gate.verdict(2000.0, (60.0,), accuracy=0.91) is None
+    assert gate.verdict(900.0, (60.0,), accuracy=0.85) is None
     assert gate.verdict(2000.0, accuracy=0.85) is None  # it may be fast
 
 
 def test_it_is_given_up_when_a_trial_is_better_in_everything() -> None:
-    gate = Gate(COSTS, (3, 7), latency_us=55.0)
+    gate = Gate(COSTS, (3, 7), latencies_us=(55.0,))
     reason = gate.verdict(2000.0, accuracy=0.85)
     assert reason is not None
     assert reason.startswith("trial 3 is better in everything (accuracy 0.8500 at best")
-    assert Gate(COSTS, (3, 7)).verdict(600.0, 31.0, accuracy=0.7) is not None
+    assert Gate(COSTS, (3, 7)).verdict(600.0, (31.0,), accuracy=0.7) is not None
     # An equal one is not worse.
-    assert Gate(COSTS, (3, 7)).verdict(500.0, 30.0, accuracy=0.8) is None
+    assert Gate(COSTS, (3, 7)).verdict(500.0, (30.0,), accuracy=0.8) is None
 
 
 def test_constraints_are_checked_by_what_is_known() -> None:
-    gate = Gate(np.empty((0, 3)), (), limits=(-0.85, 800.0, inf), latency_us=10.0)
+    gate = Gate(np.empty((0, 3)), (), limits=(-0.85, 800.0, inf), latencies_us=(10.0,))
     assert gate.verdict(700.0) is None
     assert gate.verdict(801.0) == "its size is 801 at best, beyond the bound of 800"
     reason = gate.verdict(700.0, accuracy=0.8)
@@ -41,18 +41,20 @@ def test_constraints_are_checked_by_what_is_known() -> None:
     assert lower.verdict(700.0, accuracy=0.6) is not None
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_what_ends_up_on_the_front_is_never_given_up(seed: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2))
+def test_what_ends_up_on_the_front_is_never_given_up(seed: int, n_devices: int) -> None:
     rng = np.random.default_rng(seed)
-    costs = rng.random((6, 3))
-    final = rng.random(3)
+    costs = rng.random((6, 2 + n_devices))
+    final = rng.random(2 + n_devices)
+    accuracy, size, *latencies = final.tolist()
     is_dominated = ((costs <= final).all(axis=1) & (costs < final).any(axis=1)).any()
-    gate = Gate(costs, range(6), higher_is_better=False, latency_us=final[2] * rng.random())
+    expected = tuple(latency * rng.random() for latency in latencies)
+    gate = Gate(costs, range(6), (inf,) * len(final), False, expected)
     looks = [
-        gate.verdict(final[1]),
-        gate.verdict(final[1], accuracy=final[0] - rng.random()),
-        gate.verdict(final[1], final[2], final[0] - 0.1 * rng.random()),
+        gate.verdict(size),
+        gate.verdict(size, accuracy=accuracy - rng.random()),
+        gate.verdict(size, latencies, accuracy - 0.1 * rng.random()),
     ]
     if not is_dominated:
         assert looks == [None] * 3
-    assert (gate.verdict(final[1], final[2], final[0]) is not None) == is_dominated
+    assert (gate.verdict(size, latencies, accuracy) is not None) == is_dominated

@@ -164,7 +164,7 @@ def test_a_probe_times_without_a_trial(
 ) -> None:
     baseline = objective.evaluate(space.baseline())
     before = set(tmp_path.iterdir())
-    sample = objective.probe(space.uniform(8))
+    (sample,) = objective.probe(space.uniform(8))
     assert sample.latency_us is not None
     assert baseline.latency_us is not None
     assert 0 < sample.latency_us < 10 * baseline.latency_us

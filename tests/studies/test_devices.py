@@ -20,10 +20,11 @@ from paredown.studies.engine import run_study
 from paredown.studies.errors import StudyError
 from paredown.studies.export import export_trial
 from paredown.studies.front import best_elsewhere, front_csv, front_json, front_notes
+from paredown.studies.guide import read_knowledge
 from paredown.studies.observer import Observer
 from paredown.studies.records import StudyRecord, TrialRecord
 from paredown.studies.report import write_report
-from paredown.studies.storage import load_model, read_study
+from paredown.studies.storage import load_model, open_storage, read_study
 from tests.rpc.processes import DeviceServer, Tracker, free_port
 
 pytestmark = pytest.mark.slow
@@ -118,7 +119,12 @@ def test_two_devices_give_two_latencies(options: Options, tmp_path: Path) -> Non
         other = write_profile(
             tmp_path, "x86-64", name="old-pc", connection=f"rpc://{server.address}"
         )
-        record = run_study(make_config({**options, "profile": ["local", other]}))
+        record = run_study(make_config({**options, "profile": ["local", other], "trials": 7}))
+    knowledge = read_knowledge(open_storage(options["storage"]), record.name)
+    assert knowledge is not None
+    assert {len(probe) for probe in knowledge.probes} == {2}  # one look at each device
+    timed_again = [trial for trial in record.front() if not trial.is_baseline]
+    assert {len(latencies) for trial in timed_again for latencies in trial.again} == {2}
     assert record.objectives == ("accuracy", "size_bytes", "latency_us", "latency_us@old-pc")
     assert [profile.name for profile in record.profiles] == ["local", "old-pc"]
     for trial in record.complete:
@@ -143,9 +149,16 @@ def test_two_devices_give_two_latencies(options: Options, tmp_path: Path) -> Non
 
 
 def test_compile_only_gives_accuracy_and_size(options: Options, tmp_path: Path) -> None:
-    record = run_study(make_config({**options, "profile": "x86-64@compile-only"}))
+    listener = Listener()
+    only = make_config({**options, "profile": "x86-64@compile-only", "trials": 7})
+    record = run_study(only, observer=listener)
+    assert record.n_finished == 7
+    assert not listener.messages  # the search is the same as with a device
+    knowledge = read_knowledge(open_storage(options["storage"]), record.name)
+    assert knowledge is not None
+    assert knowledge.probes == ()
     assert record.objectives == ("accuracy", "size_bytes")
-    assert [trial.latency_us for trial in record.complete] == [None] * 4
+    assert {trial.latency_us for trial in record.complete} == {None}
     assert record.front()
     assert "latency needs the device" in front_notes(record)[0]
     page = write_report(record, tmp_path / "report.html").read_text()
@@ -198,7 +211,7 @@ def test_an_emulated_board_yields_right_outputs_and_no_latency(
     record = run_study(make_config({**options, "profile": str(profile)}), observer=listener)
     assert any("is emulated" in text for text in listener.messages)
     assert record.profile.emulated
-    assert [trial.latency_us for trial in record.complete] == [None] * 4
+    assert {trial.latency_us for trial in record.complete} == {None}
     assert "emulated" in front_notes(record)[0]
     quantized = next(trial for trial in record.complete if trial.number == 1)
     check_bits(record, quantized, tmp_path)

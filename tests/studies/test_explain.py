@@ -56,7 +56,7 @@ def know(record: StudyRecord) -> None:
     losses["keep/stem"] = {8: 0.5, 12: 0.1, 16: 0.0}
     knowledge = Knowledge(
         Sensitivities(losses, {name: tuple(table) for name, table in losses.items()}),
-        (LatencySample(record.baseline.candidate, None, 400.0),),
+        ((LatencySample(record.baseline.candidate, None, 400.0),),),
         dict.fromkeys(names, WIDTHS),
         {"stem": (16, ("stem", "stage1.conv2"))},
     )

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from paredown.evaluators.measurement import EvaluationError
+from paredown.evaluators.measurement import EvaluationError, Latency
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles import load_profile
 from paredown.search.candidate import Candidate
 from paredown.search.compression.compressor import Compressor
+from paredown.search.device_timing import DeviceLatency
 from paredown.search.guided import GuidedSampler
 from paredown.search.knowledge.latency_model import LatencySample
 from paredown.search.space import SearchSpace
@@ -37,11 +38,11 @@ class Prober:
     def __init__(self) -> None:
         self.seen: list[Candidate] = []
 
-    def probe(self, candidate: Candidate) -> LatencySample:
+    def probe(self, candidate: Candidate) -> tuple[LatencySample, ...]:
         self.seen.append(candidate)
         if len(self.seen) % 4 == 0:
             raise EvaluationError("The compiler is out of order.", "build")
-        return LatencySample(candidate, None, latency_us(candidate))
+        return (LatencySample(candidate, None, latency_us(candidate)),)
 
 
 def latency_us(candidate: Candidate) -> float:
@@ -99,7 +100,7 @@ def test_it_learns_once_and_leads_the_sampler(
 
     prober = Prober()
     guide, sampler = make(prober)
-    assert guide.predict_latency_us(space.uniform(4)) is None
+    assert not guide.predict_latencies_us(space.uniform(4))
     starts = guide.prepare(record)
 
     assert guide.is_ready
@@ -115,9 +116,8 @@ def test_it_learns_once_and_leads_the_sampler(
     params = space.params(space.uniform(4))
     expected = sampler.prior(names, np.array([[params[n] for n in names]]))[0]
     assert expected[1] == pytest.approx(900.0)  # what belongs to no layer is learnt from trials
-    found = guide.predict_latency_us(space.uniform(4))
-    assert found is not None
-    assert 0 < found[0] < 0.6 * latency_us(space.baseline())
+    ((mean, _),) = guide.predict_latencies_us(space.uniform(4))
+    assert 0 < mean < 0.6 * latency_us(space.baseline())
 
     knowledge = read_knowledge(storage, record.name)
     assert knowledge is not None
@@ -133,7 +133,7 @@ def test_it_learns_once_and_leads_the_sampler(
 def test_the_reference_is_the_tightest_of_what_is_said(new_record: NewRecord) -> None:
     baseline = TrialRecord(0, "complete", None, 0.9, 5000, 80.0, is_baseline=True)
 
-    def values(constraints: Constraints, reference: Reference) -> tuple[float, float, float]:
+    def values(constraints: Constraints, reference: Reference) -> tuple[float, ...]:
         settings = StudySettings(constraints=constraints, reference=reference)
         return reference_values(new_record([baseline], settings=settings), baseline)
 
@@ -148,3 +148,14 @@ def test_the_reference_is_the_tightest_of_what_is_said(new_record: NewRecord) ->
     assert values(Constraints(min_speedup=2.0), wanted) == (0.88, 2000, 40.0)
     lower = dataclasses.replace(new_record([baseline]), higher_is_better=False)
     assert reference_values(lower, baseline)[0] == pytest.approx(0.99)
+
+
+def test_the_reference_has_a_latency_for_each_device(new_record: NewRecord) -> None:
+    latency = Latency(30.0, 0.1, 100, False, 1)
+    other = DeviceLatency("board", 30.0, 0.1, latency)
+    baseline = TrialRecord(0, "complete", None, 0.9, 5000, 80.0, is_baseline=True, others=(other,))
+    settings = StudySettings(constraints=Constraints(min_speedup=2.0))
+    record = new_record([baseline], settings=settings)
+    assert reference_values(record, baseline) == pytest.approx((0.81, 5000, 40.0, 30.0))
+    without = TrialRecord(0, "complete", None, 0.9, 5000, None, is_baseline=True)
+    assert reference_values(new_record([without]), without) == pytest.approx((0.81, 5000))

@@ -68,10 +68,10 @@ class TimedEvaluator:
             artifact=model,
         )
 
-    def measure_again(self, model: Path) -> Latency:
+    def measure_again(self, model: Path) -> tuple[Latency, ...]:
         assert model.read_bytes() == b"model"
         self.n_again += 1
-        return Latency(1.0, 0.1, 100, False, 1, 4.0, 0.25)
+        return (Latency(1.0, 0.1, 100, False, 1, 4.0, 0.25),)
 
     def discard(self, evaluation: Evaluation) -> None:
         evaluation.model.unlink()
