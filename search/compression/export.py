@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,18 @@ class BaseGraph:
 
         Raises:
             ExportError: If the model has an operator that has no ONNX form or that Paredown
-                cannot run, depends on the values of its inputs, or computes constants of its
-                weights that other weights would change.
+                cannot run, or depends on the values of its inputs.
         """
-        proto, state = _trace(model, example_input, seed=0 if is_reusable else None)
+        source = copy.deepcopy(model).eval()
+        if is_reusable:
+            _mark(source)
+        proto = export_torch(source, example_input)
+        check_operators(proto.graph)
+        tidy(proto)
+        state = {k: v.numpy() for k, v in source.state_dict().items() if v.is_floating_point()}
         sources = _match(proto.graph, state)
         _name_layers(proto.graph)
         constants = [i for i in proto.graph.initializer if i.name not in sources]
-        if is_reusable and any(i.data_type == TensorProto.FLOAT for i in constants):
-            again, other = _trace(model, example_input, seed=1)
-            _match(again.graph, other)
-            _check_fixed(constants, again.graph)
         del proto.graph.initializer[:]
         proto.graph.initializer.extend(constants)
         depthwise = _depthwise(proto.graph, sources, state)
@@ -116,37 +117,12 @@ class BaseGraph:
         return model
 
 
-def _trace(
-    model: nn.Module, example_input: Tensor, *, seed: int | None
-) -> tuple[ModelProto, dict[str, np.ndarray[Any, Any]]]:
-    """Return the tidied graph of a model, and the weights it holds: random ones if seeded."""
-    source = copy.deepcopy(model).eval()
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for tensor in source.state_dict().values():
-                if tensor.is_floating_point():
-                    tensor.uniform_(0.5, 1.5, generator=generator)
-    proto = export_torch(source, example_input)
-    check_operators(proto.graph)
-    tidy(proto)
-    state = source.state_dict().items()
-    return proto, {k: v.numpy() for k, v in state if v.is_floating_point()}
-
-
-def _check_fixed(constants: Iterable[TensorProto], other: GraphProto) -> None:
-    """Refuse constants that are not the same in a graph of other weights."""
-    others = {i.name: i for i in other.initializer}
-    for tensor in constants:
-        if tensor.name not in others or tensor.SerializeToString() != (
-            others[tensor.name].SerializeToString()
-        ):
-            users = [n.op_type for n in other.node if tensor.name in n.input]
-            raise ExportError(
-                f"The model cannot be exported: input '{tensor.name}' of its "
-                f"{users[0] if users else 'output'} is computed from weights alone. Compute it "
-                "once, when the model is built, and keep it as a buffer or a parameter."
-            )
+def _mark(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5, generator=generator)
 
 
 def _depthwise(
