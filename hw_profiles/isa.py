@@ -4,7 +4,7 @@ Flags are written as Linux shows them in `/proc/cpuinfo`, with `sse3` where Linu
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -57,6 +57,9 @@ _GENERATED = re.compile(
     r"s?sse\w*|avx\w*|fma4?|f16c|bmi[12]|abm|popcnt|movbe|xop|gfni"
     r"|asimd\w*|sve\w*|sme\w*|i8mm|bf16|atomics|fphp"
 )
+
+# What LLVM's `mcpu` switches on, but archspec does not list.
+_UNLISTED = MappingProxyType({"sapphirerapids": frozenset({"avx512_fp16", "avx_vnni"})})
 
 # LLVM's attribute -> the kernel's flag, where the names differ by more than dots.
 _ATTRIBUTE_FLAGS = MappingProxyType(
@@ -113,11 +116,16 @@ def _features_by_llvm_cpu() -> Mapping[str, frozenset[str]]:
         if microarchitecture.family.name not in ("x86_64", "aarch64"):
             continue
         name = llvm_cpu(microarchitecture)
+        found = generated_features(microarchitecture) | _UNLISTED.get(name, frozenset())
         # The intersection: two names of archspec can share one of LLVM (`zen5` and `zen6`).
-        features[name] = features.get(name, generated_features(microarchitecture)) & (
-            generated_features(microarchitecture)
-        )
+        features[name] = features.get(name, found) & found
     return MappingProxyType(features)
+
+
+def generated_flags(attributes: Iterable[str]) -> frozenset[str]:
+    """Return the kernel's flags for LLVM's attributes, as far as compiled code may use them."""
+    flags = (_ATTRIBUTE_FLAGS.get(name, name.replace(".", "_")) for name in attributes)
+    return frozenset(flag for flag in flags if _GENERATED.fullmatch(flag))
 
 
 def target_features(target: Mapping[str, object]) -> frozenset[str]:
@@ -130,13 +138,10 @@ def target_features(target: Mapping[str, object]) -> frozenset[str]:
         The flags that archspec knows for `mcpu` and those that `mattr` switches on, less those
         that it switches off. Attributes that only steer tuning (`+prefer-256-bit`) give none.
     """
-    features = set(_features_by_llvm_cpu().get(str(target.get("mcpu", "")), frozenset()))
+    features = _features_by_llvm_cpu().get(str(target.get("mcpu", "")), frozenset())
     attributes = target.get("mattr", ())
     for attribute in attributes if isinstance(attributes, list | tuple) else (attributes,):
         sign, name = str(attribute)[:1], str(attribute)[1:]
-        flag = _ATTRIBUTE_FLAGS.get(name, name.replace(".", "_"))
-        if sign == "-":
-            features.discard(flag)
-        elif _GENERATED.fullmatch(flag):
-            features.add(flag)
-    return frozenset(features)
+        flags = generated_flags([name])
+        features = features - flags if sign == "-" else features | flags
+    return features

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...hw_profiles import this_machine
+from ...hw_profiles.isa import generated_flags
 from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
@@ -69,6 +70,13 @@ class KernelCache:
         triple = str(host.attrs.get("mtriple", ""))
         arch = triple.split("-")[0]
         return f"{triple}-ld" if arch not in ("", this_machine().arch) else "cc"
+
+    def cpu_flags(self) -> frozenset[str]:
+        """Return the CPU flags, as Linux names them, that LLVM may use for the target."""
+        from tvm.target import codegen
+
+        host = self.target.host or self.target
+        return generated_flags(map(str, codegen.llvm_get_cpu_features(host)))
 
     def compile(self, module: Any) -> Any:
         """Compile a TVM module for the target."""

@@ -143,7 +143,7 @@ class Lowering:
         return Signature(
             tuple(inputs),
             tuple(outputs),
-            self._profile.features,
+            tuple(sorted({*self._profile.features, *self._cache.cpu_flags()})),
             tuple(self._layers),
             self._profile.device,
         )

@@ -65,6 +65,11 @@ def test_target_features_follow_the_cpu_less_what_is_switched_off() -> None:
     assert without == v3 - {"fma"}
 
 
+def test_what_archspec_leaves_out_is_known() -> None:
+    features = target_features({"kind": "llvm", "mcpu": "sapphirerapids"})
+    assert {"avx512_fp16", "avx_vnni", "avx512_vnni"} <= features
+
+
 def test_the_last_isa_runs_everywhere() -> None:
     last = list(ISAS.values())[-1]
     assert not last.features

@@ -130,3 +130,11 @@ def test_folder_that_is_not_writable_is_an_error(builder: Any, tmp_path: Path) -
     (tmp_path / "cache").write_text("")
     with pytest.raises(EvaluationError, match="must be writable"):
         compile_onnx(model, load_profile("local"), tmp_path / "model.so", tmp_path / "cache")
+
+
+def test_the_compiler_says_what_its_code_may_use(tmp_path: Path) -> None:
+    # A CPU that archspec does not know.
+    target = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "graniterapids"}
+    assert {"avx512_fp16", "avx_vnni"} <= KernelCache(target, tmp_path).cpu_flags()
+    arm = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"}
+    assert {"asimddp", "atomics"} <= KernelCache(arm, tmp_path).cpu_flags()
