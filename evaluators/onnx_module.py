@@ -79,8 +79,11 @@ class OnnxModule(nn.Module):
             inputs = _channels_last(inputs)
             return self._run(inputs, weights, not torch.is_grad_enabled(), None, ())
         # The graph moves the batch axis about, so each sample goes through as the file has it.
-        one = lambda x: self._run(x[None], weights, False, None, ())[0]  # noqa: E731
-        result: Tensor = torch.vmap(one)(inputs)
+
+        def run_one(sample: Tensor) -> Tensor:
+            return self._run(sample[None], weights, False, None, ())[0]
+
+        result: Tensor = torch.vmap(run_one)(inputs)
         return result
 
     def observe(self, inputs: Tensor, names: Collection[str], observer: Observer) -> None:

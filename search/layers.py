@@ -79,7 +79,7 @@ def trace_layers(model: nn.Module, example_input: Tensor) -> tuple[LayerTrace, .
     try:
         with eval_mode(model), torch.no_grad():
             model(example_input)
-    except Exception as error:
+    except Exception as error:  # whatever the user's model raises
         module_name = running[-1] if running else ""
         raise SpaceError(
             f"The model must run on the example input of shape {tuple(example_input.shape)}, but "

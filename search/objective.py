@@ -232,7 +232,7 @@ class Objective:
             if not running.done():
                 report("accuracy")
             accuracy = running.result()
-        except BaseException:
+        except BaseException:  # an interrupt too: the accuracy's thread must not go on
             watch.is_over = True
             wait([running])
             raise

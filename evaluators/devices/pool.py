@@ -226,7 +226,7 @@ class DevicePool:
                     self._lost(location, error)
                     if len(failures) == MAX_ATTEMPTS:
                         raise _blame(failures) from error
-                except BaseException:
+                except BaseException:  # an interrupt too: nobody waits for the job
                     worker.stop()
                     raise
                 else:
@@ -256,7 +256,7 @@ class DevicePool:
                 return location, state
             if time.monotonic() + _LOOK_AGAIN_S >= deadline:
                 raise self._no_device(why) from why
-            time.sleep(_LOOK_AGAIN_S)
+            time.sleep(_LOOK_AGAIN_S)  # a tracker tells nobody when a device comes back
             worker.run(Prepare(), _IMPORT_S)
 
     def _no_device(self, why: Exception) -> EvaluationError:

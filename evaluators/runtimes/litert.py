@@ -65,7 +65,7 @@ class LiteRt:
 
     def prepare(self) -> None:
         """Import the interpreter."""
-        from ai_edge_litert import interpreter  # noqa: F401
+        from ai_edge_litert import interpreter  # noqa: F401 - does it import
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Convert the model; it is the same file for all devices."""

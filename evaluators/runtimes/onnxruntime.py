@@ -119,7 +119,7 @@ class OnnxRuntime:
 
     def prepare(self) -> None:
         """Import `onnxruntime`."""
-        import onnxruntime  # noqa: F401
+        import onnxruntime  # noqa: F401 - does it import
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Check and copy the file: ONNX Runtime optimizes it at each load."""

@@ -101,7 +101,7 @@ class TensorRt:
 
     def prepare(self) -> None:
         """Import `tensorrt`."""
-        import tensorrt  # noqa: F401
+        import tensorrt  # noqa: F401 - does it import
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Build an engine; TensorRT times its kernels on this machine's GPU."""

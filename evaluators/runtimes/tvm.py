@@ -185,7 +185,7 @@ class TvmRuntime:
 
     def prepare(self) -> None:
         """Import TVM and its ONNX frontend, which takes seconds."""
-        from ..tvm import lowering  # noqa: F401
+        from ..tvm import lowering  # noqa: F401 - does it import
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Compile the model for the profile."""

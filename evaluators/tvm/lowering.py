@@ -123,7 +123,7 @@ class Lowering:
                 parameters = [*self.emit.weights, *(self._plain[name] for name in graph.inputs)]
                 result = outputs[0] if len(outputs) == 1 else relax.Tuple(outputs)
                 builder.emit_func_output(result, parameters)
-        except BaseException:
+        except BaseException:  # TVM complains about a builder that is left open
             discard(builder)
             raise
         self.emit.add_weights()

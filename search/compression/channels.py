@@ -171,7 +171,7 @@ def _build_graph(probe: nn.Module, example_input: Tensor) -> Any:
         with torch.enable_grad():
             # A bare tensor would be unpacked along its batch dimension.
             return tp.DependencyGraph().build_dependency(probe, (example_input,), verbose=False)
-    except Exception as error:
+    except Exception as error:  # the tracer raises all kinds, of torch and of its own
         raise PruningError(
             "The channels of a model must be traceable by Torch-Pruning, but tracing "
             f"'{type(probe).__name__}' failed: {error!r}. Set `max_pruning_ratio` to 0 to search "

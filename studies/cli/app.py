@@ -81,7 +81,7 @@ def main() -> None:
         # The reader, such as `head`, has seen enough; nothing more can be written, also at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILED)
-    except Exception as error:
+    except Exception as error:  # a user is shown one line, whatever went wrong
         if is_debug:
             raise
         print(f"paredown: {_message(error)}", file=sys.stderr)

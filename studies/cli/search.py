@@ -5,13 +5,24 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import DEFAULT_STORAGE, TextFormatOption, messages, print_json, results
+from .options import (
+    DEFAULT_STORAGE,
+    DataOption,
+    ExcludeOption,
+    StudyFileArgument,
+    TaskOption,
+    TextFormatOption,
+    ThreadsOption,
+    TieOption,
+    messages,
+    print_json,
+    results,
+)
 
 if TYPE_CHECKING:
     from ..config import StudyConfig
@@ -22,14 +33,8 @@ INTERRUPTED = 130
 
 
 def search(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[STUDY.TOML]", help="Study file; options override what it says."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="TASK", help="digits, fashion-mnist, or path/to/task.py:make_task."),
-    ] = None,
+    file: StudyFileArgument = None,
+    task: TaskOption = None,
     study: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the study; default: the task's.")
     ] = None,
@@ -52,12 +57,8 @@ def search(
             help="Hardware profile, or its TOML file (local); a latency for each if repeated.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of an inference; default: the profile's.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the task's data.")
-    ] = None,
+    threads: ThreadsOption = None,
+    data: DataOption = None,
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help="Runtime whose latency counts (tvm).")
     ] = None,
@@ -90,13 +91,8 @@ def search(
         int | None,
         typer.Option(min=0, help="Epochs of each trial in mode finetune; default: the task's."),
     ] = None,
-    tie: Annotated[
-        str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Layers that stay as they are; may be repeated."),
-    ] = None,
+    tie: TieOption = None,
+    exclude: ExcludeOption = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Least accuracy of a feasible trial.")
     ] = None,

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ._steps import show_steps
-from .options import TextFormatOption, print_json, results
+from .options import (
+    DataOption,
+    ExcludeOption,
+    StudyFileArgument,
+    TaskOption,
+    TextFormatOption,
+    ThreadsOption,
+    TieOption,
+    print_json,
+    results,
+)
 
 
 def space(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="[STUDY.TOML]", help="Study file; options override what it says."),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="TASK", help="digits, fashion-mnist, or path/to/task.py:make_task."),
-    ] = None,
+    file: StudyFileArgument = None,
+    task: TaskOption = None,
     profile: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Hardware profile, or its TOML file (local)."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of an inference; default: the profile's.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the task's data.")
-    ] = None,
-    tie: Annotated[
-        str | None, typer.Option(metavar="WHAT", help="Choose once per layer, block or stage.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Layers that stay as they are; may be repeated."),
-    ] = None,
+    threads: ThreadsOption = None,
+    data: DataOption = None,
+    tie: TieOption = None,
+    exclude: ExcludeOption = None,
     is_timed: Annotated[
         bool, typer.Option("--time/--no-time", help="Time the layers of the uncompressed model.")
     ] = True,

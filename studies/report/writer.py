@@ -71,7 +71,7 @@ def render_report(record: StudyRecord, *, written: date | None = None) -> str:
         written: Date in the page's header; today by default.
     """
     # plotly ships no type information; the import waits until a page is asked for.
-    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]  # no types
 
     view = ReportView.from_record(record)
     try:

@@ -78,7 +78,7 @@ class Emulator:
             raise EmulatorError(f"The device's process ended in '{library.name}': {cause}.") from (
                 error
             )
-        except BaseException:
+        except BaseException:  # an interrupt too: the emulator must not stay
             self.close()
             raise
         if isinstance(answer, str):

@@ -115,7 +115,7 @@ def noting(errors: dict[str, str], label: str) -> Iterator[None]:
     logging.disable(logging.WARNING)  # of the quantizers
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # peers fail in ways of their own
         errors[label] = f"{type(error).__name__}: {error}".strip().splitlines()[0][:300]
     finally:
         logging.disable(logging.NOTSET)

@@ -144,7 +144,7 @@ def show_summary(rows: list[Row]) -> None:
 
 def plot(rows: list[Row], file: Path) -> None:
     """Write bars of the ratios, one field per thread count."""
-    from plotly.subplots import make_subplots  # type: ignore[import-untyped]
+    from plotly.subplots import make_subplots  # type: ignore[import-untyped]  # no types
 
     threads = sorted({row.threads for row in rows})
     titles = [f"threads {n}" for n in threads]
