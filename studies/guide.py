@@ -7,7 +7,8 @@ where it was, and `paredown explain` can show them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from ..search.compression.compressor import Compressor
 from ..search.guided import GuidedSampler
 from ..search.knowledge.latency_model import LatencyModel, LatencySample, probe_candidates
 from ..search.knowledge.prior import SpacePrior
-from ..search.knowledge.sensitivity import Sensitivities, measure_sensitivities
+from ..search.knowledge.sensitivity import Losses, Sensitivities, measure_sensitivities
 from ..search.knowledge.sizes import Choices
 from ..search.knowledge.warm_starts import knapsack_front, spread
 from ..search.space import SearchSpace
@@ -29,12 +30,14 @@ from .observer import Observer
 from .records import StudyRecord, TrialRecord
 
 KNOWLEDGE_KEY = "paredown:knowledge"
+LOSSES_KEY = "paredown:losses"  # sensitivities that are still being measured
 _VERSION = 2
 
 _MAX_PROBES, _MAX_WARM = 10, 16
 _MAX_INPUTS = 256
 _SENSITIVITY_S = 0.5  # for each trial that is asked for
 _MAX_SENSITIVITY_S = 60.0
+_KEEP_S = 2.0  # between two notes of what is known so far
 _INTEREST = 0.1  # share of the baseline's accuracy that may be lost before a trial is of no use
 
 
@@ -218,6 +221,8 @@ class Guide:
                 self._task.calibration[:_MAX_INPUTS],
                 budget_s=min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials),
                 report=self._observer.preparing,
+                known=self._losses(record),
+                keep=self._keep_losses(record),
             )
             found = self._keep(record, Knowledge.of(self._space, sensitivities))
         n_probes = min(_MAX_PROBES, max(3, self._n_trials // 6))
@@ -234,9 +239,30 @@ class Guide:
             found = self._keep(record, replace(found, probes=(*found.probes, sample)))
         return self._keep(record, replace(found, is_whole=True))
 
+    def _losses(self, record: StudyRecord) -> Losses:
+        """Return what a run that was cut off had measured."""
+        attrs = self._storage.get_study_user_attrs(self._study_id(record))
+        stored: Mapping[str, Mapping[str, float]] = attrs.get(LOSSES_KEY, {})
+        return {name: {int(v): x for v, x in table.items()} for name, table in stored.items()}
+
+    def _keep_losses(self, record: StudyRecord) -> Callable[[Losses], None]:
+        last = time.monotonic()
+
+        def keep(losses: Losses) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _KEEP_S:
+                last = time.monotonic()
+                plain = {n: {str(v): x for v, x in t.items()} for n, t in losses.items()}
+                self._storage.set_study_user_attr(self._study_id(record), LOSSES_KEY, plain)
+
+        return keep
+
+    def _study_id(self, record: StudyRecord) -> int:
+        return self._storage.get_study_id_from_name(record.name)
+
     def _keep(self, record: StudyRecord, knowledge: Knowledge) -> Knowledge:
-        study_id = self._storage.get_study_id_from_name(record.name)
-        self._storage.set_study_user_attr(study_id, KNOWLEDGE_KEY, knowledge.to_json())
+        data = knowledge.to_json()
+        self._storage.set_study_user_attr(self._study_id(record), KNOWLEDGE_KEY, data)
         return knowledge
 
     def _warm_starts(self, record: StudyRecord) -> Sequence[Candidate]:

@@ -21,6 +21,8 @@ from ..training import distillation_loss
 
 Floats = NDArray[np.float64]
 Report = Callable[[str], None]
+Losses = Mapping[str, Mapping[int, float]]
+"""Loss by parameter and value."""
 
 _FLOOR = 1e-9  # of a loss whose logarithm is taken
 _CHANNEL_POWER = 2.0
@@ -85,6 +87,8 @@ def measure_sensitivities(
     *,
     budget_s: float = 30.0,
     report: Report = lambda text: None,
+    known: Losses | None = None,
+    keep: Callable[[Losses], None] = lambda losses: None,
 ) -> Sensitivities:
     """Change one parameter at a time, and see how far the outputs move.
 
@@ -97,26 +101,29 @@ def measure_sensitivities(
         inputs: Samples, such as those for calibration.
         budget_s: Seconds after which no further value is begun; each parameter has one or more.
         report: Told which parameter is measured.
+        known: What an earlier call had handed to `keep` when it was cut off.
+        keep: Given all losses so far after each one.
     """
     space = compressor.space
     options = space.options()
     top = {name: values[-1] for name, values in options.items()}
     expected = predict(compressor.compress(space.baseline()).module, inputs)
     base = _loss(compressor, space.from_params(top), inputs, expected)
-    known: dict[str, dict[int, float]] = {name: {top[name]: 0.0} for name in options}
+    found = {name: {top[name]: 0.0, **(known or {}).get(name, {})} for name in options}
     start = time.monotonic()
-    while (wanted := _next_value(options, known)) is not None:
+    while (wanted := _next_value(options, found)) is not None:
         name, value = wanted
         is_short = time.monotonic() - start > budget_s
-        if is_short and (name.startswith("activation_bits/") or len(known[name]) > 1):
+        if is_short and (name.startswith("activation_bits/") or len(found[name]) > 1):
             break
         report(f"sensitivity of {name}")
         candidate = space.from_params({**top, **_with_width(space, name), name: value})
-        reference = _reference(known, name, base, compressor, inputs, expected, top)
+        reference = _reference(found, name, base, compressor, inputs, expected, top)
         loss = _loss(compressor, candidate, inputs, expected) - reference
-        known[name][value] = max(0.0, loss)
-    losses = {name: _interpolated(name, values, known[name]) for name, values in options.items()}
-    return Sensitivities(losses, {name: tuple(sorted(v)) for name, v in known.items()})
+        found[name][value] = max(0.0, loss)
+        keep(found)
+    losses = {name: _interpolated(name, values, found[name]) for name, values in options.items()}
+    return Sensitivities(losses, {name: tuple(sorted(v)) for name, v in found.items()})
 
 
 def _with_width(space: SearchSpace, name: str) -> dict[str, int]:

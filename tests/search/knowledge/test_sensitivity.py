@@ -10,7 +10,11 @@ from torch import nn
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles import load_profile
 from paredown.search.compression.compressor import CompressionSettings, Compressor
-from paredown.search.knowledge.sensitivity import Sensitivities, measure_sensitivities
+from paredown.search.knowledge.sensitivity import (
+    Losses,
+    Sensitivities,
+    measure_sensitivities,
+)
 from paredown.search.space import SearchSpace, SpaceSettings
 
 
@@ -64,6 +68,32 @@ def test_what_there_was_no_time_for_is_interpolated(compressor: Compressor) -> N
         losses = list(found.losses[name].values())
         assert tuple(found.losses[name]) == values
         assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.slow
+def test_what_was_cut_off_goes_on(compressor: Compressor) -> None:
+    class CutError(Exception):
+        pass
+
+    inputs = compressor.task.calibration
+    kept: dict[str, dict[int, float]] = {}
+    first: list[str] = []
+    rest: list[str] = []
+    whole: list[str] = []
+
+    def keep(losses: Losses) -> None:
+        kept.update({name: dict(table) for name, table in losses.items()})
+        if len(first) == 7:
+            raise CutError
+
+    with pytest.raises(CutError):
+        measure_sensitivities(compressor, inputs, budget_s=600.0, report=first.append, keep=keep)
+    resumed = measure_sensitivities(
+        compressor, inputs, budget_s=600.0, report=rest.append, known=kept
+    )
+    at_once = measure_sensitivities(compressor, inputs, budget_s=600.0, report=whole.append)
+    assert first + rest == whole
+    assert resumed == at_once
 
 
 def test_losses_add_up() -> None:
