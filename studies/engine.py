@@ -30,6 +30,7 @@ from .checks import (
 from .config import StudyConfig
 from .guide import Guide
 from .observer import Observer, StopSignal
+from .outcomes import mark_interrupted
 from .records import StudyRecord, StudySettings
 from .storage import (
     create_study,
@@ -41,7 +42,7 @@ from .storage import (
     storage_errors,
 )
 from .tasks import BUILTIN_TASKS, check_task_spec, load_task
-from .trials import TrialLoop, mark_interrupted
+from .trials import TrialLoop
 from .weights import compression_settings, make_space, shared_weights
 
 

@@ -2,17 +2,16 @@
 
 The storage keeps everything: a study's attribute `paredown` says what its numbers mean (task,
 profile, settings), each trial's attributes carry the candidate, its measures and the reason of a
-failure. The ONNX files of the trials lie in Optuna's artifact store beside the SQLite file.
+failure (`record_json.py` translates). The ONNX files of the trials lie in Optuna's artifact store
+beside the SQLite file.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,45 +21,18 @@ from optuna.artifacts import FileSystemArtifactStore, upload_artifact
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
-from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
-from ..hw_profiles.errors import ParedownError
-from ..hw_profiles.profile import HardwareProfile
-from ..search.candidate import Candidate
-from ..search.device_timing import DeviceLatency
-from ..search.rules import LayerRule
-from .records import Constraints, Reference, StudyRecord, StudySettings, TrialRecord
+from .errors import StorageError
+from .record_json import AGAIN_KEY, META_KEY, describe, study_record
+from .records import StudyRecord, TrialRecord
 
 if TYPE_CHECKING:
     import onnx
 
 DEFAULT_STORAGE = "sqlite:///paredown.db"
 MODELS_DIR_VARIABLE = "PAREDOWN_MODELS"
-META_KEY = "paredown"
-META_VERSION = 1
-AGAIN_KEY = "paredown:again:"
-MEASURES = (
-    "accuracy",
-    "size_bytes",
-    "latency_us",
-    "latency_spread_us",
-    "seconds",
-    "predicted_latency_us",
-)
-
-_STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped early",  # pruning is of channels here
-    TrialState.FAIL: "failed",
-}
-
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class StorageError(ParedownError):
-    """A storage cannot be opened, read or written, or lacks what was asked of it."""
 
 
 def storage_url(storage: str) -> str:
@@ -165,7 +137,7 @@ def create_study(storage: RDBStorage, record: StudyRecord) -> None:
         except KeyError:
             directions = [first, *[StudyDirection.MINIMIZE] * (len(record.objectives) - 1)]
             study_id = storage.create_new_study(directions, record.name)
-        storage.set_study_user_attr(study_id, META_KEY, _describe(record))
+        storage.set_study_user_attr(study_id, META_KEY, describe(record))
 
 
 def load_optuna_study(
@@ -204,7 +176,7 @@ def read_study(storage: str | RDBStorage, name: str) -> StudyRecord:
         study_id = opened.get_study_id_from_name(name)
         attrs = opened.get_study_user_attrs(study_id)
         frozen = opened.get_all_trials(study_id, deepcopy=False)
-    return _study_record(name, opened.url, attrs, frozen)
+    return study_record(name, opened.url, models_dir(opened.url), attrs, frozen)
 
 
 def load_model(study: StudyRecord, trial: TrialRecord) -> onnx.ModelProto:
@@ -293,32 +265,6 @@ def trial_id_of(storage: BaseStorage, study_name: str, number: int) -> int:
     return storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
 
-def trial_record(trial: FrozenTrial) -> TrialRecord:
-    """Return Optuna's trial as a record."""
-    attrs = trial.user_attrs
-    state = _STATES.get(trial.state, "running")
-    if "duplicate_of" in attrs and trial.state.is_finished():
-        state = "duplicate"
-    candidate, latency = attrs.get("candidate"), attrs.get("latency")
-    measures: dict[str, Any] = {name: attrs.get(name) for name in MEASURES}
-    times = attrs.get("layer_times")
-    return TrialRecord(
-        number=trial.number,
-        state=state,
-        candidate=None if candidate is None else Candidate.from_json(candidate),
-        latency=None if latency is None else Latency.from_json(latency),
-        layer_times=None if times is None else LayerTimes.from_json(times),
-        error=attrs.get("error"),
-        is_baseline=bool(attrs.get("is_baseline", False)),
-        model_file=attrs.get("model_file"),
-        finetuned_from=attrs.get("finetuned_from"),
-        is_feasible=trial.state is TrialState.COMPLETE
-        and all(value <= 0.0 for value in trial.constraints.values()),
-        others=tuple(DeviceLatency.from_json(data) for data in attrs.get("others", ())),
-        **measures,
-    )
-
-
 def add_latencies(
     storage: BaseStorage, study_name: str, number: int, latencies: Sequence[Latency]
 ) -> None:
@@ -328,94 +274,6 @@ def add_latencies(
     known = storage.get_study_user_attrs(study_id).get(key, [])
     new = [latency.to_json() for latency in latencies]
     storage.set_study_user_attr(study_id, key, [*known, new])
-
-
-def with_later_latencies(
-    trials: Sequence[TrialRecord], baseline: TrialRecord | None, attrs: Mapping[str, Any]
-) -> tuple[TrialRecord, ...]:
-    """Return trials with the later measurements that are among a study's attributes."""
-    if baseline is None:
-        return tuple(trials)
-    found = {
-        int(key.removeprefix(AGAIN_KEY)): [
-            tuple(Latency.from_json(latency) for latency in latencies) for latencies in value
-        ]
-        for key, value in attrs.items()
-        if key.startswith(AGAIN_KEY)
-    }
-    return tuple(
-        trial.with_latencies(found[trial.number], baseline) if trial.number in found else trial
-        for trial in trials
-    )
-
-
-def _study_record(
-    name: str, url: str, attrs: Mapping[str, Any], frozen: list[FrozenTrial]
-) -> StudyRecord:
-    meta = attrs[META_KEY]
-    if meta.get("version") != META_VERSION:
-        raise StorageError(
-            f"Study '{name}' must have version {META_VERSION}, but has {meta.get('version')}. "
-            "It was written by another version of Paredown."
-        )
-    started = [trial for trial in frozen if trial.state is not TrialState.WAITING]
-    trials = tuple(trial_record(trial) for trial in started)
-    baseline = next((t for t in trials if t.is_baseline and t.state == "complete"), None)
-    trials = with_later_latencies(trials, baseline, attrs)
-    return StudyRecord(
-        name=name,
-        task=meta["task"],
-        metric_name=meta["metric_name"],
-        higher_is_better=meta["higher_is_better"],
-        profile=HardwareProfile.from_toml(meta["profile"], source=f"study '{name}'"),
-        threads=meta["threads"],
-        settings=_settings_from_json(meta["settings"]),
-        baseline=baseline,
-        trials=trials,
-        storage=url,
-        models_dir=str(models_dir(url)),
-        task_digest=meta["task_digest"],
-        validation_digest=meta["validation_digest"],
-        space_digest=meta["space_digest"],
-        other_profiles=tuple(
-            HardwareProfile.from_toml(text, source=f"study '{name}'")
-            for text in meta.get("other_profiles", ())
-        ),
-    )
-
-
-def _describe(record: StudyRecord) -> dict[str, object]:
-    return {
-        "version": META_VERSION,
-        "task": record.task,
-        "metric_name": record.metric_name,
-        "higher_is_better": record.higher_is_better,
-        "profile": record.profile.to_toml(),
-        "threads": record.threads,
-        "settings": json.loads(json.dumps(asdict(record.settings))),
-        "task_digest": record.task_digest,
-        "validation_digest": record.validation_digest,
-        "space_digest": record.space_digest,
-        "other_profiles": [profile.to_toml() for profile in record.other_profiles],
-    }
-
-
-def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
-    values = dict(settings)
-    for name in ("weight_bits", "activation_bits", "exclude"):
-        if values.get(name) is not None:
-            values[name] = tuple(values[name])
-    if not isinstance(values.get("tie", ""), str):
-        values["tie"] = tuple(tuple(patterns) for patterns in values["tie"])
-    values["rules"] = tuple(_rule_from_json(rule) for rule in values.get("rules", ()))
-    values["constraints"] = Constraints(**values["constraints"])
-    values["reference"] = Reference(**values.get("reference", {}))
-    return StudySettings(**values)
-
-
-def _rule_from_json(rule: Mapping[str, Any]) -> LayerRule:
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in rule.items()}
-    return LayerRule(**values)
 
 
 def _check_sqlite_file(path: Path, must_exist: bool) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import optuna
@@ -18,28 +18,22 @@ from ..evaluators.measurement import EvaluationError, Latency
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
 from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
-from ..search.guided import ESTIMATES_KEY
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
 from .observer import Observer, StopSignal
-from .processes import is_dead, this_process
+from .outcomes import TrialWriter
+from .processes import this_process
+from .record_json import trial_record, with_later_latencies
 from .records import INTERRUPTED, StudyRecord, TrialRecord
 from .storage import (
     add_latencies,
     models_dir,
-    save_model,
-    set_trial_attributes,
-    trial_id_of,
-    trial_record,
-    with_later_latencies,
 )
 
 MAX_FAILURES_IN_A_ROW = 5
 MAX_REPEATS_IN_A_ROW = 5
 MAX_RANDOM_DRAWS = 1000
-# A trial without a process's mark is one that was killed within moments of its start.
-_UNMARKED_S = 10.0
 UNIFORM_BITS = (8, 7, 4)
 
 
@@ -118,6 +112,7 @@ class TrialLoop:
         self._observer = observer
         self._stop = stop
         self._guide = guide
+        self._writer = TrialWriter(study, storage, space)
         self._planned = list(planned_candidates(space))
         self._rng = np.random.default_rng([record.settings.seed, len(record.trials)])
         self._n_repeats = 0
@@ -200,7 +195,8 @@ class TrialLoop:
         same = known.get(candidate.digest)
         if same is not None:
             self._n_repeats += 1
-            self._finish_duplicate(trial, candidate, same)
+            with self._stop.shield():
+                self._writer.repeat(trial, candidate, same, self._record)
             return True
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
@@ -213,7 +209,10 @@ class TrialLoop:
                 self._gate(candidate, expected),
             )
         except StoppedEarly as outcome:
-            self._give_up(trial, candidate, outcome, start)
+            with self._stop.shield():
+                self._writer.stop_early(trial, candidate, outcome, time.monotonic() - start)
+                self._report(trial.number)
+            self._n_failures = 0
             return True
         except KeyboardInterrupt:
             self._fail(trial, candidate, INTERRUPTED, start)
@@ -233,7 +232,15 @@ class TrialLoop:
             self._after_failure(trial.number, candidate)
             return True
         with self._stop.shield():
-            self._complete(trial, evaluation, start, expected[0][0] if expected else None)
+            self._writer.complete(
+                trial,
+                evaluation,
+                self._record,
+                seconds=time.monotonic() - start,
+                expected_us=expected[0][0] if expected else None,
+            )
+            self._objective.discard(evaluation)
+            self._report(trial.number)
         self._n_failures = 0
         return True
 
@@ -263,28 +270,6 @@ class TrialLoop:
             higher_is_better=record.higher_is_better,
             latencies_us=least,
         )
-
-    def _give_up(
-        self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, start: float
-    ) -> None:
-        """Write down what is known of a candidate that is measured no further."""
-        accuracy, size_bytes, *latencies_us = outcome.estimates
-        with self._stop.shield():
-            self._write(
-                trial,
-                {
-                    "candidate": candidate.to_json(),
-                    "error": outcome.reason,
-                    ESTIMATES_KEY: list(outcome.estimates),
-                    "accuracy": accuracy,
-                    "size_bytes": None if size_bytes is None else round(size_bytes),
-                    "latency_us": latencies_us[0] if latencies_us else None,
-                    "seconds": time.monotonic() - start,
-                },
-            )
-            self._study.tell(trial, state=TrialState.PRUNED)
-            self._report(trial.number)
-        self._n_failures = 0
 
     def _known(self) -> dict[str, TrialRecord]:
         """Return the trials whose result is known, by the candidate's digest."""
@@ -323,70 +308,9 @@ class TrialLoop:
         )
         return self._space.params(self._space.uniform(32) if is_outside else candidate)
 
-    def _complete(
-        self, trial: optuna.Trial, evaluation: Evaluation, start: float, expected: float | None
-    ) -> None:
-        times = evaluation.layer_times
-        attributes = {
-            "candidate": evaluation.candidate.to_json(),
-            "accuracy": evaluation.accuracy,
-            "size_bytes": evaluation.size_bytes,
-            "latency_us": evaluation.latency_us,
-            "latency_spread_us": evaluation.latency_spread_us,
-            "latency": None if evaluation.latency is None else evaluation.latency.to_json(),
-            "others": [other.to_json() for other in evaluation.others],
-            "layer_times": None if times is None else times.to_json(),
-            "predicted_latency_us": expected,
-            "is_baseline": evaluation.candidate == self._space.baseline(),
-            "model_file": save_model(self._storage, trial, evaluation.model),
-            "seconds": time.monotonic() - start,
-        }
-        self._objective.discard(evaluation)
-        self._write(trial, attributes)
-        accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
-        latency_us = () if evaluation.latency_us is None else (evaluation.latency_us,)
-        others = (other.latency_us for other in evaluation.others)
-        self._constrain(trial, accuracy, size_bytes, evaluation.latency_us)
-        self._study.tell(trial, (accuracy, size_bytes, *latency_us, *others))
-        self._report(trial.number)
-
-    def _constrain(
-        self, trial: optuna.Trial, accuracy: float, size_bytes: float, latency_us: float | None
-    ) -> None:
-        record = self._record
-        bounds = record.bounds
-        values = (accuracy, size_bytes, latency_us)
-        if record.baseline is None:  # this is it
-            bounds = bounds.resolve(values, higher_is_better=record.higher_is_better)
-        missed = bounds.violations(*values, higher_is_better=record.higher_is_better)
-        for name, value in missed.items():
-            trial.set_constraint(name, value)
-
-    def _finish_duplicate(
-        self, trial: optuna.Trial, candidate: Candidate, same: TrialRecord
-    ) -> None:
-        """Tell the sampler what is known already; the trial does not count."""
-        with self._stop.shield():
-            attributes: dict[str, Any] = {"duplicate_of": same.number, "error": same.error}
-            self._write(trial, {"candidate": candidate.to_json(), **attributes})
-            if same.state == "complete":
-                accuracy, size_bytes, *_ = same.values
-                self._constrain(trial, accuracy, size_bytes, same.latency_us)
-                self._study.tell(trial, same.values)
-            else:
-                self._study.tell(trial, state=TrialState.FAIL)
-
     def _fail(self, trial: optuna.Trial, candidate: Candidate, reason: str, start: float) -> None:
         with self._stop.shield():
-            self._write(
-                trial,
-                {
-                    "candidate": candidate.to_json(),
-                    "error": reason,
-                    "seconds": time.monotonic() - start,
-                },
-            )
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._writer.fail(trial, candidate, reason, time.monotonic() - start)
             self._report(trial.number)
 
     def _after_failure(self, number: int, candidate: Candidate) -> None:
@@ -407,10 +331,6 @@ class TrialLoop:
         study = self.refresh()
         self._observer.trial_finished(study.trial(number), study)
 
-    def _write(self, trial: optuna.Trial, attributes: dict[str, Any]) -> None:
-        trial_id = trial_id_of(self._storage, self._record.name, trial.number)
-        set_trial_attributes(self._storage, trial_id, attributes)
-
 
 def planned_candidates(space: SearchSpace) -> Sequence[Candidate]:
     """Return what every study begins with: the uncompressed model and the uniform bit widths."""
@@ -419,28 +339,6 @@ def planned_candidates(space: SearchSpace) -> Sequence[Candidate]:
         if all(bits in layer.weight_bits for layer in space.layers):
             planned.append(space.uniform(bits))
     return planned
-
-
-def mark_interrupted(study: optuna.Study, storage: RDBStorage) -> int:
-    """Mark the unfinished trials whose process has ended as failed; return how many."""
-    count = 0
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        process = trial.user_attrs.get("process")
-        if process is None:
-            assert trial.datetime_start is not None
-            age = time.time() - trial.datetime_start.timestamp()
-            if age < _UNMARKED_S:
-                continue
-        elif not is_dead(process):
-            continue
-        trial_id = trial_id_of(storage, study.study_name, trial.number)
-        try:
-            storage.set_trial_user_attr(trial_id, "error", INTERRUPTED)
-            study.tell(trial.number, state=TrialState.FAIL)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            continue  # another process was faster
-        count += 1
-    return count
 
 
 def _reason(error: Exception) -> str:

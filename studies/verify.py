@@ -29,8 +29,9 @@ from .bundle import (
     read_profile,
 )
 from .engine import digest_validation
+from .errors import StorageError
 from .records import StudyRecord
-from .storage import StorageError, load_model, read_study
+from .storage import load_model, read_study
 from .tasks import load_task
 
 DEFAULT_TOLERANCE = 0.03  # points of accuracy

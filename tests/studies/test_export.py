@@ -20,9 +20,9 @@ from paredown.studies.bundle import (
     read_candidate,
     read_profile,
 )
+from paredown.studies.errors import StorageError
 from paredown.studies.export import check_export_folder, export_trial, required_features
 from paredown.studies.records import StudyRecord
-from paredown.studies.storage import StorageError
 
 NewStudy = Callable[..., StudyRecord]
 

@@ -9,9 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from paredown.search.rules import LayerRule
+from paredown.studies.errors import StorageError
 from paredown.studies.records import Constraints, StudyRecord, StudySettings, TrialRecord
 from paredown.studies.storage import (
-    StorageError,
     create_study,
     has_study,
     list_studies,
