@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,6 +112,41 @@ class Runtime(Protocol):
         ...
 
 
+class PackagedRuntime:
+    """What a runtime that comes as a Python package says of itself.
+
+    Attributes:
+        packages: Names under which it may be installed, the preferred one first.
+        install: Command that installs it.
+    """
+
+    packages: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
+
+    def version(self) -> str | None:
+        """Return the installed version."""
+        return installed_version(*self.packages)
+
+    def missing(self) -> str | None:
+        """Return how to install it where it is not."""
+        if self.version() is not None:
+            return None
+        return f"its library was not found. Run `{self.install}`."
+
+
+def copy_model(runtime: Runtime, model: Path, artifact: Path) -> None:
+    """Check an ONNX file and make it the artifact, for a runtime that compiles at each load.
+
+    Raises:
+        EvaluationError: If the runtime is not installed, or the file is no sound model.
+    """
+    from ..onnx_file import read_inputs  # here, as that module needs this package
+
+    require_installed(runtime)
+    read_inputs(model)
+    shutil.copyfile(model, artifact)
+
+
 R = TypeVar("R", bound=Runtime)
 
 RUNTIMES: dict[str, type[Runtime]] = {}
@@ -181,13 +217,6 @@ def installed_version(*packages: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
-
-
-def missing_library(runtime: Runtime, install: str) -> str | None:
-    """Return that the library of `runtime` was not found, with the command that installs it."""
-    if runtime.version() is not None:
-        return None
-    return f"its library was not found. Run `{install}`."
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .base import (
     Array,
+    PackagedRuntime,
     TensorSpec,
-    installed_version,
-    missing_library,
     register,
     require_installed,
 )
@@ -49,19 +48,13 @@ class LiteRtSession:
 
 
 @register("litert")
-class LiteRt:
+class LiteRt(PackagedRuntime):
     """LiteRT on the CPU; the artifact is a `.tflite` file."""
 
     name = "litert"
     suffix = ".tflite"
-
-    def version(self) -> str | None:
-        """Return the installed version."""
-        return installed_version("ai-edge-litert")
-
-    def missing(self) -> str | None:
-        """Return how to install it where it is not."""
-        return missing_library(self, "pip install 'paredown[litert]'")
+    packages = ("ai-edge-litert",)
+    install = "pip install 'paredown[litert]'"
 
     def prepare(self) -> None:
         """Import the interpreter."""

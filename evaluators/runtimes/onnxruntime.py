@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..measurement import EvaluationError
 from .base import (
     Array,
+    PackagedRuntime,
     TensorSpec,
-    installed_version,
-    missing_library,
+    copy_model,
     register,
     require_installed,
 )
@@ -101,21 +100,15 @@ class OnnxRuntimeSession:
 
 
 @register("onnxruntime")
-class OnnxRuntime:
+class OnnxRuntime(PackagedRuntime):
     """ONNX Runtime with the CPU provider; the artifact is the ONNX file itself."""
 
     name = "onnxruntime"
     suffix = ".onnx"
+    packages = ("onnxruntime", "onnxruntime-gpu")
+    install = "pip install onnxruntime"
     providers: ClassVar[Providers] = [_CPU]
     device = "cpu"
-
-    def version(self) -> str | None:
-        """Return the installed version."""
-        return installed_version("onnxruntime", "onnxruntime-gpu")
-
-    def missing(self) -> str | None:
-        """Return how to install it where it is not."""
-        return missing_library(self, "pip install onnxruntime")
 
     def prepare(self) -> None:
         """Import `onnxruntime`."""
@@ -123,11 +116,7 @@ class OnnxRuntime:
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Check and copy the file: ONNX Runtime optimizes it at each load."""
-        from ..onnx_file import read_inputs  # here, as that module needs this package
-
-        require_installed(self)
-        read_inputs(model)
-        shutil.copyfile(model, artifact)
+        copy_model(self, model, artifact)
 
     def load(self, artifact: Path, threads: int) -> OnnxRuntimeSession:
         """Load an ONNX file."""
@@ -142,6 +131,8 @@ class OnnxRuntimeCuda(OnnxRuntime):
     name = "onnxruntime-cuda"
     providers: ClassVar[Providers] = [_CUDA, _CPU]
     device = "cuda"
+    packages = ("onnxruntime-gpu", "onnxruntime")
+    install = _GPU_PACKAGE
     library = "libonnxruntime_providers_cuda.so"
 
     def version(self) -> str | None:
@@ -150,11 +141,11 @@ class OnnxRuntimeCuda(OnnxRuntime):
         if spec is None or spec.origin is None:
             return None
         has_provider = (Path(spec.origin).parent / "capi" / self.library).is_file()
-        return installed_version("onnxruntime-gpu", "onnxruntime") if has_provider else None
+        return super().version() if has_provider else None
 
     def missing(self) -> str | None:
         """Return what lacks: the provider, or the GPU."""
-        return missing_library(self, _GPU_PACKAGE) or missing_gpu()
+        return super().missing() or missing_gpu()
 
     def prepare(self) -> None:
         """Import `onnxruntime`, with the libraries that NVIDIA's packages bring."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +12,9 @@ import numpy as np
 
 from .base import (
     Array,
+    PackagedRuntime,
     TensorSpec,
-    installed_version,
-    missing_library,
+    copy_model,
     register,
     require_installed,
 )
@@ -71,19 +70,13 @@ class OpenVinoSession:
 
 
 @register("openvino")
-class OpenVino:
+class OpenVino(PackagedRuntime):
     """OpenVINO's CPU plug-in; the artifact is the ONNX file itself."""
 
     name = "openvino"
     suffix = ".onnx"
-
-    def version(self) -> str | None:
-        """Return the installed version."""
-        return installed_version("openvino")
-
-    def missing(self) -> str | None:
-        """Return how to install it where it is not."""
-        return missing_library(self, "pip install 'paredown[openvino]'")
+    packages = ("openvino",)
+    install = "pip install 'paredown[openvino]'"
 
     def prepare(self) -> None:
         """Import `openvino`."""
@@ -91,11 +84,7 @@ class OpenVino:
 
     def build(self, model: Path, artifact: Path, profile: HardwareProfile) -> None:
         """Check and copy the file: OpenVINO compiles it at each load."""
-        from ..onnx_file import read_inputs  # here, as that module needs this package
-
-        require_installed(self)
-        read_inputs(model)
-        shutil.copyfile(model, artifact)
+        copy_model(self, model, artifact)
 
     def load(self, artifact: Path, threads: int) -> OpenVinoSession:
         """Load and compile an ONNX file."""

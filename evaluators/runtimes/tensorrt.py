@@ -11,9 +11,8 @@ import numpy as np
 from ..measurement import EvaluationError
 from .base import (
     Array,
+    PackagedRuntime,
     TensorSpec,
-    installed_version,
-    missing_library,
     register,
     require_installed,
 )
@@ -81,7 +80,7 @@ class TensorRtSession:
 
 
 @register("tensorrt")
-class TensorRt:
+class TensorRt(PackagedRuntime):
     """TensorRT; the artifact is an engine for this GPU and this version of the library.
 
     Integers are used where values are quantized around 0 (`onnx_symmetric.py`): activations of 7
@@ -90,14 +89,12 @@ class TensorRt:
 
     name = "tensorrt"
     suffix = ".engine"
-
-    def version(self) -> str | None:
-        """Return the installed version."""
-        return installed_version("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    packages = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
+    install = "pip install 'paredown[tensorrt]'"
 
     def missing(self) -> str | None:
         """Return what lacks: the library, or the GPU."""
-        return missing_library(self, "pip install 'paredown[tensorrt]'") or missing_gpu()
+        return super().missing() or missing_gpu()
 
     def prepare(self) -> None:
         """Import `tensorrt`."""

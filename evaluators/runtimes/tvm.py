@@ -13,9 +13,8 @@ from ...hw_profiles import this_machine
 from ..measurement import EvaluationError
 from .base import (
     Array,
+    PackagedRuntime,
     TensorSpec,
-    installed_version,
-    missing_library,
     register,
     require_installed,
 )
@@ -169,19 +168,13 @@ def _gpu(library: Path) -> Any:
 
 
 @register("tvm")
-class TvmRuntime:
+class TvmRuntime(PackagedRuntime):
     """TVM with integer and float kernels of our own; the artifact is a shared library."""
 
     name = "tvm"
     suffix = ".so"
-
-    def version(self) -> str | None:
-        """Return the installed version."""
-        return installed_version("apache-tvm")
-
-    def missing(self) -> str | None:
-        """Return how to install it where it is not."""
-        return missing_library(self, "pip install paredown")
+    packages = ("apache-tvm",)
+    install = "pip install paredown"
 
     def prepare(self) -> None:
         """Import TVM and its ONNX frontend, which takes seconds."""
