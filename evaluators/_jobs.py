@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from .device_server.energy import EnergyMeter
 from .device_server.facts import device_state
 from .devices.state import hindrances
 from .layer_times import LayerSession, LayerTimes, time_layers
 from .measurement import EvaluationError, Reason
+from .memory import MemoryGrowth
 from .runtimes import Runtime, Session, TensorSpec, get_runtime
 from .runtimes.base import Array
 from .timing import (
@@ -27,6 +29,7 @@ from .timing import (
     ContentionMeter,
     LatencyProtocol,
     Rounds,
+    energy_per_run,
     time_rounds,
     without_garbage_collection,
 )
@@ -99,7 +102,26 @@ class Job(Protocol[T_co]):
 class _Loaded:
     key: tuple[object, ...]
     session: Session
+    growth: MemoryGrowth
     block: Block | None = None  # calibrated for `TimeBlock`
+    has_run: bool = False
+    peak_memory_bytes: int | None = None
+
+    def warm_block(self, protocol: LatencyProtocol) -> Block:
+        """Return a block of calls on random data, warmed up when it is first asked for."""
+        if self.block is None:
+            self.block = Block(self.bind(), protocol)
+        return self.block
+
+    def bind(self) -> Call:
+        """Return a call on random data; the memory that it takes is noted at the first time."""
+        rng = np.random.default_rng(0)
+        call = self.session.bind(*(spec.random(rng) for spec in self.session.inputs))
+        if not self.has_run:
+            call()
+            self.has_run = True
+            self.peak_memory_bytes = self.growth.peak_bytes()
+        return call
 
 
 class Sessions:
@@ -138,7 +160,8 @@ class Sessions:
                     return loaded
             if self._loaded.pop(role, None) is not None:
                 gc.collect()
-            loaded = _Loaded(key, builder.load(artifact, threads))
+            growth = MemoryGrowth()
+            loaded = _Loaded(key, builder.load(artifact, threads), growth)
             self._loaded[role] = loaded
             return loaded
 
@@ -213,13 +236,14 @@ class Time:
         if self.baseline is not None:
             loaded = sessions.get("baseline", self.runtime, self.baseline, self.threads)
             with step(f"Timing '{self.baseline.name}' in {self.runtime}", "run"):
-                baseline = _bind(loaded.session)
+                baseline = loaded.bind()
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
+            call = loaded.bind()
             before, start = device_state(), perf_counter()
-            rounds = time_rounds(_bind(loaded.session), baseline, self.protocol)
+            rounds = time_rounds(call, baseline, self.protocol)
             notes = hindrances(before, device_state(), perf_counter() - start)
-            return replace(rounds, notes=notes)
+            return replace(rounds, notes=notes, peak_memory_bytes=loaded.peak_memory_bytes)
 
 
 @dataclass(frozen=True)
@@ -240,11 +264,37 @@ class TimeBlock:
         """Load and warm up at the first time, then time one block."""
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"), without_garbage_collection():
-            if loaded.block is None:
-                loaded.block = Block(_bind(loaded.session), self.protocol)
+            block = loaded.warm_block(self.protocol)
             contention = ContentionMeter()
-            time_us = loaded.block.time_us()
-            return Rounds((time_us,), None, loaded.block.n_runs, contention.share())
+            time_us = block.time_us()
+            return Rounds(
+                (time_us,),
+                None,
+                block.n_runs,
+                contention.share(),
+                peak_memory_bytes=loaded.peak_memory_bytes,
+            )
+
+
+@dataclass(frozen=True)
+class MeasureEnergy:
+    """Measure the energy of an inference; yields millijoules, None where nothing shows them."""
+
+    runtime: str
+    artifact: Path
+    threads: int
+    protocol: LatencyProtocol
+
+    @property
+    def title(self) -> str:
+        """Return the beginning of an error message."""
+        return f"Measuring the energy of '{self.artifact.name}' in {self.runtime}"
+
+    def run(self, sessions: Sessions) -> float | None:
+        """Run blocks of calls for a while."""
+        loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
+        with step(self.title, "run"), without_garbage_collection():
+            return energy_per_run(loaded.warm_block(self.protocol), EnergyMeter())
 
 
 @dataclass(frozen=True)
@@ -308,11 +358,6 @@ def shorten(text: str) -> str:
     if len(text) <= _MAX_DETAIL:
         return text
     return f"{text[: _MAX_DETAIL // 2]} [...] {text[-_MAX_DETAIL // 2 :]}"
-
-
-def _bind(session: Session) -> Call:
-    rng = np.random.default_rng(0)
-    return session.bind(*(spec.random(rng) for spec in session.inputs))
 
 
 def run_samples(session: Session, inputs: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ._jobs import MeasureEnergy
 from .estimates import half_iqr, is_settled, relative_half_width, round_ratios
 from .measurement import EvaluationError, Latency
 from .onnx_file import fix_batch, read_inputs
@@ -102,8 +103,8 @@ def summarize(rounds: Rounds, tolerance: float, threads: int) -> Latency:
         baseline_us=baseline_us,
         ratio=ratio,
         notes=rounds.notes,
-        peak_bytes=rounds.peak_bytes,
-        energy_j=rounds.energy_j,
+        peak_memory_bytes=rounds.peak_memory_bytes,
+        energy_mj=rounds.energy_mj,
     )
 
 
@@ -173,9 +174,11 @@ def compare_runtimes(
         specs = read_inputs(fixed)
         for racer in racers:
             racer.build(fixed, Path(folder), profile)
+        _race(racers, protocol)
+        for racer in racers:
+            racer.measure_energy(protocol)
             if len(specs) == 1:
                 racer.predict(specs[0])
-        _race(racers, protocol)
     return {racer.runtime: racer.result(racers[0], protocol, threads) for racer in racers}
 
 
@@ -189,6 +192,7 @@ class _Racer:
     error: str | None = None
     outputs: Array | None = None
     blocks: list[Rounds] = field(default_factory=list)
+    energy_mj: float | None = None
 
     def build(self, model: Path, folder: Path, profile: HardwareProfile) -> None:
         artifact = folder / f"{self.runtime}{get_runtime(self.runtime).suffix}"
@@ -201,7 +205,7 @@ class _Racer:
 
     def predict(self, spec: TensorSpec) -> None:
         """Run on the same random inputs as every other runtime."""
-        if self.artifact is None:
+        if self.artifact is None or self.error is not None:
             return
         rng = np.random.default_rng(0)
         inputs = np.concatenate([spec.random(rng) for _ in range(_N_COMPARED)])
@@ -220,6 +224,16 @@ class _Racer:
         else:
             self.blocks.append(block)
 
+    def measure_energy(self, protocol: LatencyProtocol) -> None:
+        """Measure the energy of an inference, while no other runtime is running."""
+        if self.artifact is None or self.error is not None:
+            return
+        job = MeasureEnergy(self.runtime, self.artifact, self.worker.threads, protocol)
+        try:
+            self.energy_mj = self.worker.run(job, _PREDICT_S)
+        except EvaluationError as error:
+            self.error = str(error)
+
     def result(self, first: _Racer, protocol: LatencyProtocol, threads: int) -> RuntimeComparison:
         version = get_runtime(self.runtime).version()
         if self.error is not None:
@@ -227,7 +241,15 @@ class _Racer:
         baseline_us = first.times_us if first.error is None else None
         n_runs = sum(block.n_runs for block in self.blocks)
         contention = sum(block.contention for block in self.blocks) / len(self.blocks)
-        rounds = Rounds(self.times_us, baseline_us, n_runs, contention)
+        peak_memory_bytes = self.blocks[0].peak_memory_bytes
+        rounds = Rounds(
+            self.times_us,
+            baseline_us,
+            n_runs,
+            contention,
+            peak_memory_bytes=peak_memory_bytes,
+            energy_mj=self.energy_mj,
+        )
         latency = summarize(rounds, protocol.tolerance, threads)
         try:
             difference = _difference(self.outputs, first.outputs)

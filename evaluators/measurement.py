@@ -64,8 +64,8 @@ class Latency:
     baseline_us: float | None = None  # median of the baseline in the same window
     ratio: float | None = None  # candidate / baseline, median over the rounds
     notes: tuple[str, ...] = ()  # what may have spoiled it: governor, heat, other load
-    peak_bytes: int | None = None  # most memory that a process holds more with the model
-    energy_j: float | None = None  # of the CPU packages in one inference, idle power included
+    peak_memory_bytes: int | None = None  # most that the process holds more with the model
+    energy_mj: float | None = None  # of one inference; see `EnergyMeter` for what counts
 
     def __post_init__(self) -> None:
         for name in ("latency_us", "baseline_us", "ratio"):
@@ -101,8 +101,11 @@ class Latency:
                 f"Version of a latency record must be 1, but got {data.get('version')!r}."
             )
         values = {key: value for key, value in data.items() if key != "version"}
+        if "peak_bytes" in values:  # as older records call it
+            values["peak_memory_bytes"] = values.pop("peak_bytes")
+        values.pop("energy_j", None)  # the same, without Jetsons and GPUs
         known = {field.name for field in fields(cls)}
-        later = {"notes", "peak_bytes", "energy_j"}  # older records have not got these
+        later = {"notes", "peak_memory_bytes", "energy_mj"}  # older records have not got these
         if values.keys() | later != known:
             odd = ", ".join(sorted((values.keys() | later) ^ known))
             raise ValueError(f"A latency record must have exactly its own fields, check: {odd}.")

@@ -17,7 +17,7 @@ from statistics import median
 from time import perf_counter_ns, thread_time_ns
 from typing import Protocol
 
-from .device_server.facts import energy_j
+from .device_server.energy import EnergyMeter
 from .estimates import is_settled
 
 Call = Callable[[], object]
@@ -25,7 +25,7 @@ Call = Callable[[], object]
 # Reading the clocks takes about 1 us: a sample of this length hides it.
 _MIN_SAMPLE_US = 100.0
 _MIN_ROUNDS_AT_LIMIT = 3
-_ENERGY_S = 0.5  # the counters step about once in a millisecond
+ENERGY_S = 0.5  # counters step once in a millisecond, those of GPUs in up to 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Rounds:
     n_runs: int  # timed calls of the candidate
     contention: float = 0.0  # time that helper threads waited for a core, over the time in all
     notes: tuple[str, ...] = ()  # see `Latency`, as for the next two
-    peak_bytes: int | None = None
-    energy_j: float | None = None
+    peak_memory_bytes: int | None = None
+    energy_mj: float | None = None
 
 
 class TimedBlock(Protocol):
@@ -81,6 +81,23 @@ class TimedBlock(Protocol):
 
     def time_us(self) -> float:
         """Run the block; return the median time of one call in microseconds."""
+        ...
+
+
+class Meter(Protocol):
+    """Measures energy on the machine that runs the model; `EnergyMeter` does on this one."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the machine shows what it uses."""
+        ...
+
+    def start(self) -> None:
+        """Begin to measure."""
+        ...
+
+    def stop(self) -> float | None:
+        """Return the millijoules since `start`, None where nothing shows them."""
         ...
 
 
@@ -179,8 +196,8 @@ def time_rounds(candidate: Call, baseline: Call | None, protocol: LatencyProtoco
         contention = ContentionMeter()
         rounds = alternate(candidate_block, baseline_block, protocol)
         share = contention.share()
-        energy = energy_per_run(candidate_block, energy_j)
-    return replace(rounds, contention=share, energy_j=energy)
+        energy_mj = energy_per_run(candidate_block, EnergyMeter())
+    return replace(rounds, contention=share, energy_mj=energy_mj)
 
 
 def alternate(
@@ -206,25 +223,22 @@ def alternate(
     )
 
 
-def energy_per_run(block: TimedBlock, counter_j: Callable[[], float | None]) -> float | None:
-    """Return the joules of one call, None where no counter tells them.
-
-    The counter's whole package counts, idle cores included: compare models, not machines.
+def energy_per_run(block: TimedBlock, meter: Meter) -> float | None:
+    """Return the millijoules of one call, None where nothing shows them.
 
     Args:
-        block: Calls of the model.
-        counter_j: Reads the joules used since some moment.
+        block: Calls of the model, with no pauses between them.
+        meter: Measures what the machine uses meanwhile.
     """
-    start_j = counter_j()
-    if start_j is None:
+    if not meter.is_there:
         return None
     n_runs, start_ns = 0, perf_counter_ns()
-    while perf_counter_ns() - start_ns < _ENERGY_S * 1e9:
+    meter.start()
+    while perf_counter_ns() - start_ns < ENERGY_S * 1e9:
         block.time_us()
         n_runs += block.n_runs + 1  # one call goes before those that are timed
-    end_j = counter_j()
-    # A counter that has run over says nothing.
-    return (end_j - start_j) / n_runs if end_j is not None and end_j > start_j else None
+    used_mj = meter.stop()
+    return used_mj / n_runs if used_mj else None
 
 
 def _is_done(

@@ -99,7 +99,10 @@ class Objective:
         self._folder = folder
         self._overlaps = bool(_free_cpus(worker))
         self._executor = ThreadPoolExecutor(
-            1, "accuracy", initializer=_stay_on, initargs=(_free_cpus(worker),)
+            1,
+            "accuracy",
+            initializer=_stay_on,
+            initargs=(_free_cpus(worker), torch.get_num_threads()),
         )
 
     def __enter__(self) -> Self:
@@ -339,8 +342,12 @@ def _free_cpus(worker: Bench) -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0)) - frozenset(worker.cpus)
 
 
-def _stay_on(cpus: frozenset[int]) -> None:
-    """Keep this thread, and those that torch starts for it, off the worker's cores."""
+def _stay_on(cpus: frozenset[int], most: int) -> None:
+    """Keep this thread, and those that torch starts for it, off the worker's cores.
+
+    On a busy machine threads that wait for each other take many times as long as one, so no more
+    are used than this process is set to.
+    """
     if cpus:
         os.sched_setaffinity(0, cpus)
-        torch.set_num_threads(len(cpus))
+        torch.set_num_threads(min(len(cpus), most))

@@ -62,19 +62,40 @@ def meet_devices(wanted: StudyRecord, benches: Sequence[Bench], observer: Observ
     """
     profiles = []
     for profile, bench in zip(wanted.profiles, benches, strict=True):
-        if isinstance(bench, DevicePool):
+        if profile.is_remote:
             observer.preparing(f"connecting to {profile.connection}")
-            state = bench.first_contact()
-            if state is not None and state["emulated"] and not profile.emulated:
-                observer.message(
-                    f"The device of profile '{profile.name}' is emulated: models run there, but "
-                    "no latency is reported."
-                )
-                profile = replace(profile, emulated=True)
-        profiles.append(profile)
+        profiles.append(meet_device(profile, bench, observer.message))
     if len(profiles) > 1 and not all(profile.has_latency for profile in profiles):
         raise StudyError(
             "Each device of a study with several must have a latency, but one is emulated. "
             "Leave its profile out."
         )
     return replace(wanted, profile=profiles[0], other_profiles=tuple(profiles[1:]))
+
+
+def meet_device(
+    profile: HardwareProfile, bench: Bench, report: Callable[[str], None]
+) -> HardwareProfile:
+    """Connect to a device once, if it is a remote one.
+
+    Args:
+        profile: The device.
+        bench: What builds and times for it.
+        report: Told if the device says that it is emulated.
+
+    Returns:
+        The profile, marked as emulated if the device says so.
+
+    Raises:
+        EvaluationError: If it does not answer.
+    """
+    if not isinstance(bench, DevicePool):
+        return profile
+    state = bench.first_contact()
+    if state is None or not state["emulated"] or profile.emulated:
+        return profile
+    report(
+        f"The device of profile '{profile.name}' is emulated: models run there, but no latency is "
+        "reported."
+    )
+    return replace(profile, emulated=True)

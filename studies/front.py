@@ -79,6 +79,8 @@ def trial_json(trial: TrialRecord, study: StudyRecord) -> dict[str, Any]:
         "speedup": study.speedup(trial),
         "shrink": study.shrink(trial),
         "latency": None if trial.latency is None else trial.latency.to_json(),
+        "peak_memory_bytes": None if trial.latency is None else trial.latency.peak_memory_bytes,
+        "energy_mj": None if trial.latency is None else trial.latency.energy_mj,
         "others": {other.profile: _other_json(other, trial, study) for other in trial.others},
         "candidate": None if trial.candidate is None else trial.candidate.to_json(),
         "seconds": trial.seconds,

@@ -1,25 +1,23 @@
-"""Verifies a bundle: its files, its accuracy on the whole validation set, its latency now."""
+"""Verifies a bundle: its files, its accuracy on the validation set, its latency now."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from ..evaluators.latency import measure_latency
-from ..evaluators.measurement import Latency
 from ..evaluators.runtimes.base import Array
 from ..evaluators.task import Task
 from ..evaluators.timing import LatencyProtocol
-from ..hw_profiles import HardwareProfile, ParedownError, check_runs_here
+from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.device_timing import Bench
-from .benches import make_bench
+from .benches import make_bench, meet_device
 from .bundle import (
     MODEL_FILE,
     Bundle,
@@ -30,109 +28,23 @@ from .bundle import (
 )
 from .engine import digest_validation
 from .errors import StorageError
+from .export import required_features
 from .records import StudyRecord
 from .storage import load_model, read_study
 from .tasks import load_task
+from .verification import (
+    AccuracyCheck,
+    LatencyCheck,
+    VerificationError,
+    VerificationResult,
+    compare_outputs,
+)
 
 DEFAULT_TOLERANCE = 0.03  # points of accuracy
-OUTPUT_TOLERANCE = 1e-5
 _STEP = 500  # samples between two reports
 _PROTOCOL = LatencyProtocol(budget_s=3.0)
 
 Report = Callable[[str], None]
-
-
-class VerificationError(ParedownError):
-    """A bundle's files are not what was exported, or it cannot be run at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class AccuracyCheck:
-    """The accuracy of one file of the bundle, beside the trial's."""
-
-    file: str
-    runtime: str
-    accuracy: float
-    difference_points: float  # against the trial
-
-
-@dataclass(frozen=True, slots=True)
-class OutputComparison:
-    """How the outputs of the library and of the ONNX file differ, sample by sample."""
-
-    n_samples: int
-    n_predictions_differ: int | None  # None: the outputs are no scores of classes
-    n_outputs_differ: int  # beyond `OUTPUT_TOLERANCE`, relative to the largest output
-    max_difference: float
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyCheck:
-    """The latency as recorded and as measured again.
-
-    `latency_us` is in proportion to the study's baseline, as the trial's; it is None where the
-    study's storage was not at hand, and only the raw `now` can be compared then.
-    """
-
-    recorded_us: float | None
-    recorded_spread_us: float | None
-    recorded_ratio: float | None
-    now: Latency
-    latency_us: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class VerificationResult:
-    """What was found out about a bundle."""
-
-    folder: str
-    bundle: Bundle
-    tolerance_points: float
-    changed_files: dict[str, str]
-    accuracies: tuple[AccuracyCheck, ...] = ()
-    outputs: OutputComparison | None = None
-    latency: LatencyCheck | None = None
-    is_same_data: bool | None = None  # None: not loaded, as files were changed
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        """What is wrong, one sentence each."""
-        found = [f"File '{name}' is {how}." for name, how in self.changed_files.items()]
-        for check in self.accuracies:
-            if abs(check.difference_points) > self.tolerance_points + 1e-9:
-                found.append(
-                    f"The accuracy of '{check.file}' must be within {self.tolerance_points:g} "
-                    f"points of the trial's, but differs by {check.difference_points:+.3f}."
-                )
-        return tuple(found)
-
-    @property
-    def is_ok(self) -> bool:
-        """Whether files and accuracy are those of the trial; latency is shown, not judged."""
-        return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain JSON values."""
-        bundle, latency = self.bundle, self.latency
-        return {
-            "version": 1,
-            "bundle": self.folder,
-            "study": bundle.study,
-            "trial": bundle.trial,
-            "ok": self.is_ok,
-            "failures": list(self.failures),
-            "changed_files": dict(self.changed_files),
-            "is_same_data": self.is_same_data,
-            "tolerance_points": self.tolerance_points,
-            "accuracy": {
-                "trial": bundle.metrics.accuracy,
-                **{check.file: asdict(check) for check in self.accuracies},
-            },
-            "outputs": None if self.outputs is None else asdict(self.outputs),
-            "latency": None
-            if latency is None
-            else {**asdict(latency), "now": latency.now.to_json()},
-        }
 
 
 def verify_bundle(
@@ -141,6 +53,8 @@ def verify_bundle(
     storage: str | None = None,
     task: str | None = None,
     data_dir: str | None = None,
+    profile: str | None = None,
+    n_samples: int | None = None,
     tolerance_points: float = DEFAULT_TOLERANCE,
     report: Report | None = None,
 ) -> VerificationResult:
@@ -156,16 +70,21 @@ def verify_bundle(
             uncompressed model, so that the machine's drift cancels.
         task: Spec of the task, where the recorded one does not lead to it any more.
         data_dir: Folder of the task's data, instead of the recorded one.
-        tolerance_points: Largest difference in accuracy.
+        profile: The device to run the library on, as `load_profile` takes it; default the one
+            that the study reached.
+        n_samples: Samples that the library runs on, for slow devices; default all.
+        tolerance_points: Largest difference in accuracy; see `VerificationResult.limit_points`.
         report: Told what happens, in one line each time.
 
     Raises:
         BundleError: If the folder is no bundle.
-        VerificationError: If the task does not fit the bundle.
-        ParedownError: If the task cannot be loaded, or the library cannot be run here.
+        VerificationError: If the task or the profile does not fit the bundle.
+        ParedownError: If the task cannot be loaded, or the library cannot be run on the device.
     """
     if not (np.isfinite(tolerance_points) and tolerance_points >= 0):
         raise ValueError(f"`tolerance_points` must be >= 0, but got {tolerance_points}.")
+    if n_samples is not None and n_samples < 1:
+        raise ValueError(f"`n_samples` must be 1 or more, but got {n_samples}.")
     tell = report or (lambda text: None)
     folder = Path(folder)
     bundle = read_bundle(folder)
@@ -175,9 +94,7 @@ def verify_bundle(
     )
     if result.changed_files:
         return result
-    profile = read_profile(folder)
-    if not profile.is_remote:
-        check_runs_here(profile)
+    device = _device(folder, bundle, profile)
     tell("loading the task")
     loaded = load_task(
         task or bundle.task.spec,
@@ -186,48 +103,54 @@ def verify_bundle(
         report=tell,
     )
     _check_fits(bundle, loaded)
-    with make_bench(profile, bundle.runtime, tell) as worker:
-        library, model = _run_both(folder, bundle, worker, loaded, tell)
+    with make_bench(device, bundle.runtime, tell) as worker:
+        device = meet_device(device, worker, tell)
+        library, model = _run_both(folder, bundle, worker, loaded, n_samples, tell)
         latency = None
-        if profile.has_latency:
+        if device.has_latency:
             tell("measuring latency")
-            latency = _measure(folder, bundle, profile, worker, storage, tell)
+            latency = _measure(folder, bundle, device, worker, storage, tell)
     return replace(
         result,
-        accuracies=(
-            _accuracy(bundle, loaded, bundle.library, bundle.runtime, library),
-            _accuracy(bundle, loaded, MODEL_FILE, "onnxruntime", model),
-        ),
-        outputs=compare_outputs(library, model),
+        accuracies=_accuracies(bundle, loaded, library, model),
+        outputs=compare_outputs(library, model[: len(library)]),
         latency=latency,
         is_same_data=digest_validation(loaded) == bundle.task.validation_digest,
+        device=device.connection,
     )
 
 
-def compare_outputs(first: Array, second: Array) -> OutputComparison:
-    """Compare two sets of outputs, shape `(n, ...)` each.
+def _device(folder: Path, bundle: Bundle, name: str | None) -> HardwareProfile:
+    """Return the profile that the bundle was built for, with the device to run it on.
 
-    Outputs of a sample differ when one value does by more than `OUTPUT_TOLERANCE` times the
-    largest absolute value of the second set: float kernels sum in another order.
+    Raises:
+        VerificationError: If there is none, or it lacks what the library needs.
+        ProfileError: If it is this machine, and the library does not run here.
     """
-    n_samples = len(first)
-    if first.shape != second.shape:
-        raise VerificationError(
-            "Both files must give outputs of one shape, but they give "
-            f"{first.shape[1:]} and {second.shape[1:]}."
+    profile = read_profile(folder)
+    if name is not None:
+        given = load_profile(name)
+        missing = sorted(set(bundle.features) - set(required_features(given)))
+        if given.arch != bundle.arch or missing:
+            lacks = f", without {', '.join(missing)}" if missing else ""
+            raise VerificationError(
+                f"`profile` must be able to run the bundle, which is for {bundle.arch}, but "
+                f"'{name}' is {given.arch}{lacks}. Name the device that it was built for."
+            )
+        profile = replace(
+            profile,
+            connection=given.connection,
+            job_timeout_s=given.job_timeout_s,
+            emulated=given.emulated,
         )
-    gaps = np.abs(first.astype(np.float64) - second).reshape(n_samples, -1).max(axis=1)
-    bound = OUTPUT_TOLERANCE * float(np.abs(second).max())
-    n_predictions = None
-    if first.ndim >= 2 and first.shape[1] > 1:
-        differs = first.argmax(axis=1) != second.argmax(axis=1)
-        n_predictions = int(differs.reshape(n_samples, -1).any(axis=1).sum())
-    return OutputComparison(
-        n_samples=n_samples,
-        n_predictions_differ=n_predictions,
-        n_outputs_differ=int((~(gaps <= bound)).sum()),
-        max_difference=float(gaps.max()),
-    )
+    if profile.connection == "compile-only":
+        raise VerificationError(
+            f"The bundle must have a device to run on, but it was compiled for '{profile.name}' "
+            f"without one. Name one with `--profile {profile.name}@rpc://HOST:PORT`, or `@local`."
+        )
+    if not profile.is_remote:
+        check_runs_here(profile)
+    return profile
 
 
 def _check_fits(bundle: Bundle, task: Task) -> None:
@@ -240,18 +163,34 @@ def _check_fits(bundle: Bundle, task: Task) -> None:
         )
 
 
-def _accuracy(
-    bundle: Bundle, task: Task, file: str, runtime: str, outputs: Array
-) -> AccuracyCheck:
-    accuracy = float(task.metric(torch.from_numpy(outputs), task.validation.targets))
-    difference = 100.0 * (accuracy - bundle.metrics.accuracy)
-    return AccuracyCheck(file, runtime, accuracy, difference)
+def _accuracies(
+    bundle: Bundle, task: Task, library: Array, model: Array
+) -> tuple[AccuracyCheck, ...]:
+    """Compare the accuracies of library and ONNX file with the trial's."""
+    n_samples, trial = len(library), bundle.metrics.accuracy
+    whole = _metric(task, model)
+    expected = trial if n_samples == len(model) else _metric(task, model[:n_samples])
+    part = _metric(task, library)
+    return (
+        AccuracyCheck(bundle.library, bundle.runtime, part, 100 * (part - expected), n_samples),
+        AccuracyCheck(MODEL_FILE, "onnxruntime", whole, 100 * (whole - trial), len(model)),
+    )
+
+
+def _metric(task: Task, outputs: Array) -> float:
+    targets = task.validation.targets
+    return float(task.metric(torch.from_numpy(outputs), targets[: len(outputs)]))
 
 
 def _run_both(
-    folder: Path, bundle: Bundle, worker: Bench, task: Task, tell: Report
+    folder: Path,
+    bundle: Bundle,
+    worker: Bench,
+    task: Task,
+    n_samples: int | None,
+    tell: Report,
 ) -> tuple[Array, Array]:
-    """Return the outputs of the library and of the ONNX file on all validation samples."""
+    """Return the outputs of the library, on some samples, and of the ONNX file on all."""
     inputs = task.validation.inputs.numpy()
 
     def library(samples: Array) -> Array:
@@ -259,7 +198,7 @@ def _run_both(
 
     reference = _reference(folder / MODEL_FILE)
     return (
-        _run_in_steps(library, inputs, bundle.library, tell),
+        _run_in_steps(library, inputs[:n_samples], bundle.library, tell),
         _run_in_steps(reference, inputs, MODEL_FILE, tell),
     )
 

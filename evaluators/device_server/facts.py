@@ -26,7 +26,6 @@ class DeviceState(TypedDict):
     throttled: bool | None  # the firmware lowers the frequency: heat, or too little voltage
     wait_s: float | None  # how long this process waited for a core, over its life
     peak_bytes: int | None  # most memory that this process has held
-    energy_j: float | None  # used by the CPU packages, since some moment in the past
 
 
 def device_state(root: Path = Path("/")) -> DeviceState:
@@ -51,7 +50,6 @@ def device_state(root: Path = Path("/")) -> DeviceState:
         throttled=_throttled(root),
         wait_s=_wait_s(root),
         peak_bytes=_peak_bytes(root),
-        energy_j=energy_j(root),
     )
 
 
@@ -65,17 +63,6 @@ def is_emulated(machine: str, cpuinfo: str) -> bool:
     mark = _NATIVE_MARKS.get(machine)
     others = [other for other in _NATIVE_MARKS.values() if other != mark]
     return mark is not None and mark not in cpuinfo and any(o in cpuinfo for o in others)
-
-
-def energy_j(root: Path = Path("/")) -> float | None:
-    """Return the joules that the CPU packages have used, by Intel's and AMD's RAPL counters.
-
-    Linux lets only root read them, unless the machine's owner opens them.
-    """
-    packages = (root / "sys/class/powercap").glob("intel-rapl:[0-9]*")
-    whole = [p for p in packages if re.fullmatch(r"intel-rapl:\d+", p.name)]
-    counters = [text for p in whole if (text := _read(p / "energy_uj"))]
-    return sum(map(int, counters)) / 1e6 if counters else None
 
 
 def _read(path: Path) -> str | None:

@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from .energy import EnergyMeter
 from .facts import device_state
 
 STATE_FUNCTION = "paredown.device_state"
 """Global function of the session: returns `DeviceState` as JSON."""
+ENERGY_FUNCTIONS = ("paredown.has_energy", "paredown.start_energy", "paredown.stop_energy")
+"""The methods of an `EnergyMeter` as global functions of the session; values come as JSON."""
 
 _GRACE_S = 2.0
 _POLL_S = 1.0
@@ -91,13 +94,21 @@ def _register_functions(folder: Path) -> None:
     def path_of(name: str) -> str:
         return str(folder / name)
 
+    meter = EnergyMeter()
+    answers = (lambda: meter.is_there, meter.start, meter.stop)
     functions: dict[str, Callable[..., object]] = {
         "tvm.rpc.server.workpath": path_of,
         "tvm.rpc.server.load_module": lambda name: load_module(path_of(name)),
         STATE_FUNCTION: lambda: json.dumps(device_state()),
     }
+    for name, answer in zip(ENERGY_FUNCTIONS, answers, strict=True):
+        functions[name] = _as_json(answer)
     for name, function in functions.items():
         tvm_ffi.register_global_func(name, function, override=True)
+
+
+def _as_json(answer: Callable[[], object]) -> Callable[[], str]:
+    return lambda: json.dumps(answer())
 
 
 def _watch(pid: int, connection: socket.socket, limit_s: float) -> str | None:

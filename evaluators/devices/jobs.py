@@ -13,7 +13,7 @@ from .._jobs import Sessions, run_samples, step
 from ..device_server.facts import DeviceState
 from ..measurement import EvaluationError
 from ..runtimes.base import Array
-from ..timing import LatencyProtocol, Rounds, alternate, energy_per_run
+from ..timing import ENERGY_S, LatencyProtocol, Rounds, alternate, energy_per_run
 from .locating import Location
 from .session import DeviceSession, RemoteBlock, RemoteModel, remote_errors
 from .state import hindrances
@@ -90,7 +90,7 @@ class TimeOnDevice:
         with step(title, "run"), remote_errors(title):
             fresh = device.state()
             candidate = self._block(device, self.artifact, fresh)
-            peak_bytes = _growth(fresh, device.state())  # before the baseline adds to it
+            growth = _growth(fresh, device.state())  # before the baseline adds to it
             baseline = None
             if self.baseline is not None:
                 baseline = self._block(device, self.baseline, fresh)
@@ -100,9 +100,18 @@ class TimeOnDevice:
             return replace(
                 rounds,
                 notes=() if before is None else hindrances(before, after, elapsed_s),
-                peak_bytes=peak_bytes,
-                energy_j=energy_per_run(candidate, lambda: _energy(device.state())),
+                peak_memory_bytes=growth,
+                energy_mj=self._energy_mj(device),
             )
+
+    def _energy_mj(self, device: DeviceSession) -> float | None:
+        meter = device.energy_meter()
+        if meter is None or not meter.is_there:
+            return None
+        # One long block: the device idles while it talks.
+        long = replace(self.protocol, block_s=ENERGY_S, warm_up_s=0.0)
+        model = device.load(self.artifact)
+        return energy_per_run(model.block(_inputs(model), long), meter)
 
     def _block(
         self, device: DeviceSession, artifact: Path, state: DeviceState | None
@@ -165,10 +174,6 @@ def _growth(before: DeviceState | None, after: DeviceState | None) -> int | None
     peaks = [None if state is None else state["peak_bytes"] for state in (before, after)]
     first, last = peaks
     return None if first is None or last is None else last - first
-
-
-def _energy(state: DeviceState | None) -> float | None:
-    return None if state is None else state["energy_j"]
 
 
 def _inputs(model: RemoteModel) -> list[Array]:

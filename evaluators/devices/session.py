@@ -15,6 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from ..device_server.facts import DeviceState
+from ..device_server.session import ENERGY_FUNCTIONS, STATE_FUNCTION
 from ..measurement import EvaluationError, Reason
 from ..runtimes.base import Array, TensorSpec
 from ..timing import LatencyProtocol
@@ -23,7 +24,6 @@ from .locating import Location
 if TYPE_CHECKING:
     from ...hw_profiles import HardwareProfile
 
-_STATE_FUNCTION = "paredown.device_state"
 _BIG_CORES = 1
 _MIN_SAMPLE_US = 1000.0  # the clock of a board may be coarse
 _LOST = ("kShutdown", "Socket", "socket", "Connection reset", "Broken pipe")
@@ -53,7 +53,7 @@ class DeviceSession:
             )
             self.device = self._session.device(profile.device)
             self._session.get_function("runtime.config_threadpool")(_BIG_CORES, profile.threads)
-            self._state_function = self._find_state_function()
+            self._state_function = self._find(STATE_FUNCTION)
 
     def state(self) -> DeviceState | None:
         """Return the state of the device, None if its server does not tell."""
@@ -79,9 +79,16 @@ class DeviceSession:
         with contextlib.suppress(Exception):  # the device may be gone
             self._session.get_function("CloseRPCConnection")()
 
-    def _find_state_function(self) -> Callable[[], str] | None:
+    def energy_meter(self) -> RemoteMeter | None:
+        """Return what measures energy on the device, None if its server has nothing of it."""
+        with remote_errors(f"Asking device {self.address} for its energy"):
+            functions = [self._find(name) for name in ENERGY_FUNCTIONS]
+        return None if None in functions else RemoteMeter(*filter(None, functions))
+
+    def _find(self, name: str) -> Callable[[], str] | None:
+        """Return a function of the server, None if it has none of that name."""
         try:
-            function: Callable[[], str] = self._session.get_function(_STATE_FUNCTION)
+            function: Callable[[], str] = self._session.get_function(name)
         except Exception as error:  # TVM raises exceptions of many types
             if _is_lost(str(error)):
                 raise
@@ -139,6 +146,25 @@ class RemoteModel:
     def _tensors(self, inputs: tuple[Array, ...] | list[Array]) -> list[Any]:
         given = [self._tvm.runtime.tensor(array, self._device) for array in inputs]
         return [*self._weights, *given]
+
+
+class RemoteMeter:
+    """Measures energy on a device, with the functions that its session has for that."""
+
+    def __init__(
+        self, is_there: Callable[[], str], start: Callable[[], str], stop: Callable[[], str]
+    ) -> None:
+        self.is_there: bool = json.loads(is_there())
+        self._start, self._stop = start, stop
+
+    def start(self) -> None:
+        """Begin to measure."""
+        self._start()
+
+    def stop(self) -> float | None:
+        """Return the millijoules since `start`, None where nothing shows them."""
+        used_mj: float | None = json.loads(self._stop())
+        return used_mj
 
 
 class RemoteBlock:

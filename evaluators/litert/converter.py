@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from ..measurement import EvaluationError
-from ..tvm.graph import Graph, load_model
+from ..onnx_graph.graph import Graph, load_model
 
 
 def convert_onnx(model: Path, artifact: Path) -> None:

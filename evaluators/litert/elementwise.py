@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tvm.graph import Node
+from ..onnx_graph.graph import Node
 from .network import TO_IMAGE, Network
 from .rules import Call, Value, rule, unsupported
 

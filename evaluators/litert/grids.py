@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..tvm.quantizers import Quantizer
+from ..onnx_graph.quantizers import Quantizer
 from .model_writer import Quantization
 
 _LOWEST, _HIGHEST = -128, 127

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tvm.graph import conv_pads
-from ..tvm.quantizers import stored_steps
+from ..onnx_graph.graph import conv_pads
+from ..onnx_graph.quantizers import stored_steps
 from .model_writer import Quantization
 from .network import Network
 from .rules import Call, Value, rule, unsupported

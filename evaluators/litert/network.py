@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..measurement import EvaluationError
-from ..tvm.activations import clip_bounds
-from ..tvm.graph import Graph, Node
-from ..tvm.quantizers import Quantizer, constant_reals
+from ..onnx_graph.activations import clip_bounds
+from ..onnx_graph.graph import Graph, Node
+from ..onnx_graph.quantizers import Quantizer, constant_reals
 from .grids import Grid, Placement, place
 from .model_writer import ModelWriter, Quantization
 from .rules import RULES, Call, Rule, Value, title, unsupported

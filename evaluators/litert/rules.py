@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from numpy.typing import NDArray
 
 from ..measurement import EvaluationError
-from ..tvm.graph import Node
+from ..onnx_graph.graph import Node
 from .grids import Grid
 
 if TYPE_CHECKING:

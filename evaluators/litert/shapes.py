@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..tvm.graph import Node
+from ..onnx_graph.graph import Node
 from .network import TO_IMAGE, Network
 from .rules import Call, Value, rule, unsupported
 

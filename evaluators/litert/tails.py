@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tvm.activations import clip_bounds, find_activation
-from ..tvm.graph import Graph, Node
-from ..tvm.quantizers import Quantizer, constant_reals, is_constant, quantizer
+from ..onnx_graph.activations import clip_bounds, find_activation
+from ..onnx_graph.graph import Graph, Node
+from ..onnx_graph.quantizers import Quantizer, constant_reals, is_constant, quantizer
 
 Bounds = tuple[float, float]
 """Lowest and highest value, infinite where there is none."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tvm.activations import clip_bounds
-from ..tvm.graph import Graph, Node, pads_of
+from ..onnx_graph.activations import clip_bounds
+from ..onnx_graph.graph import Graph, Node, pads_of
 from .network import Network
 from .rules import Call, Value, rule, unsupported
 

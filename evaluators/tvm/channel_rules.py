@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Node
+from ..onnx_graph.graph import Node
 from .image import Image
 from .kernels.pointwise import channel_kernel
 from .layers import parameter_arrays

@@ -10,9 +10,9 @@ import onnx
 
 from ...hw_profiles import HardwareProfile, ProfileError, check_runs_here
 from ..measurement import EvaluationError
+from ..onnx_graph.graph import Graph, load_model
 from .cache import KernelCache, link
 from .cuda import compile_for_gpu
-from .graph import Graph, load_model
 from .knobs import KnobChooser
 
 

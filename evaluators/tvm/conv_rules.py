@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..onnx_graph.graph import Node, conv_pads
+from ..onnx_graph.quantizers import is_constant, quantizer, stored_steps
 from .channel_rules import lower_scale
-from .graph import Node, conv_pads
 from .image import Image
 from .kernels.script import worth_threads
 from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
-from .quantizers import is_constant, quantizer, stored_steps
 from .sink import Sink
 from .transposed import Phases, phase_weights, transposed_axes
 

@@ -17,7 +17,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx.onnx_frontend import ONNXGraphImporter
 
 from ..measurement import EvaluationError
-from .graph import Graph, Node
+from ..onnx_graph.graph import Graph, Node
 
 
 def import_node(

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..onnx_graph.graph import Node, factors, pads_of
 from .channel_rules import is_worth_scaling, lower_scale
-from .graph import Node, factors, pads_of
 from .image import Image
 from .kernels.norm import layer_norm_kernel
 from .kernels.pointwise import concat_kernel

@@ -22,17 +22,17 @@ from tvm import relax
 
 from ...hw_profiles import HardwareProfile
 from ..measurement import EvaluationError
+from ..onnx_graph.activations import clip_bounds, find_activation
+from ..onnx_graph.graph import Graph, Node, conv_pads
+from ..onnx_graph.quantizers import Quantizer, constant_reals, is_constant, quantizer
 from ..runtimes.base import TensorSpec
-from .activations import clip_bounds, find_activation
 from .cache import KernelCache
 from .emitter import Emitter
 from .fallback import discard, import_node
-from .graph import Graph, Node, conv_pads
 from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
 from .moves import Move
-from .quantizers import Quantizer, constant_reals, is_constant, quantizer
 from .signature import Signature, add_signature
 from .sink import Sink
 from .transposed import transposed_axes

@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .graph import Node
+from ..onnx_graph.graph import Node
+from ..onnx_graph.quantizers import quantizer
 from .image import Image
 from .kernels.script import worth_threads
 from .kernels.softmax import softmax_kernel
 from .layers import parameter_arrays
 from .lowering import Lowering, row_rule, rule
 from .products import PARTS_PER_THREAD, Product, choose_knobs
-from .quantizers import quantizer
 from .sink import Sink
 from .views import MOVES, View, joined
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .graph import Graph, Node
+from ..onnx_graph.graph import Graph, Node
 from .image import Image
 from .kernels.pointwise import move_kernel, resample_kernel
 from .layers import parameter_arrays

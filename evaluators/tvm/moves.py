@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Graph, Node, evaluate
+from ..onnx_graph.graph import Graph, Node, evaluate
 from .image import Image
 from .resampling import resampled_axes
 

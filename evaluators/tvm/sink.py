@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .activations import Activation
+from ..onnx_graph.activations import Activation
 from .image import Image
 from .kernels.epilogue import Epilogue
 

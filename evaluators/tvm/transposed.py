@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .graph import Graph, Node
+from ..onnx_graph.graph import Graph, Node
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .graph import Graph, Node
+from ..onnx_graph.graph import Graph, Node
 from .image import Image
 
 MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")

@@ -70,6 +70,8 @@ def _plain(model: Path, threads: int, compared: dict[str, RuntimeComparison]) ->
             "ratio": None if latency is None else latency.ratio,
             "n_runs": None if latency is None else latency.n_runs,
             "is_noisy": None if latency is None else latency.is_noisy,
+            "peak_memory_bytes": None if latency is None else latency.peak_memory_bytes,
+            "energy_mj": None if latency is None else latency.energy_mj,
             "difference": comparison.difference,
             "error": comparison.error,
         }

@@ -11,7 +11,7 @@ from ._steps import show_steps
 from .options import DEFAULT_STORAGE, StorageOption, TextFormatOption, messages, print_json
 
 if TYPE_CHECKING:
-    from ..verify import LatencyCheck, VerificationResult
+    from ..verification import AccuracyCheck, LatencyCheck, VerificationResult
 
 
 def verify(
@@ -22,8 +22,26 @@ def verify(
     task: Annotated[
         str | None, typer.Option(metavar="TASK", help="The task, if it moved since the export.")
     ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[@CONNECTION]",
+            help="Device to run the library on; default: the one of the study.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Run the library on N samples only, on a slow device."
+        ),
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, metavar="POINTS", help="Largest difference in accuracy.")
+        float,
+        typer.Option(
+            min=0,
+            metavar="POINTS",
+            help="Largest difference in accuracy; above 0, one sample more or less is allowed.",
+        ),
     ] = 0.03,
     storage: StorageOption = DEFAULT_STORAGE,
     form: TextFormatOption = "table",
@@ -33,6 +51,8 @@ def verify(
     The exit status is 1 when a file was changed or an accuracy is not the trial's. Latency is
     shown beside the recorded one; where the study's storage is found, both are in proportion to
     the uncompressed model.
+
+    The library runs on the device that the study reached, or on one that --profile names.
 
     Example: paredown verify bundle --data ./fashion-mnist
     """
@@ -44,6 +64,8 @@ def verify(
             storage=storage,
             task=task,
             data_dir=None if data is None else str(data),
+            profile=profile,
+            n_samples=samples,
             tolerance_points=tolerance,
             report=tell,
         )
@@ -70,14 +92,22 @@ def _print(result: VerificationResult) -> None:
     for check in result.accuracies:
         print(
             f"{'':<10} {check.file:<12} {check.accuracy:.4f}  {check.difference_points:+.3f} "
-            f"points ({check.runtime})"
+            f"points ({check.runtime}{_part(check, result)})"
         )
+    if result.device not in (None, "local", "compile-only"):
+        print(f"Device     {result.device} ran {bundle.library}")
     _print_outputs(result)
     if result.latency is not None:
         _print_latency(result.latency)
     if result.is_same_data is False:
         print("Task       its validation data are not those of the study")
     print("Verified." if result.is_ok else "Not verified.")
+
+
+def _part(check: AccuracyCheck, result: VerificationResult) -> str:
+    """Say how many samples an accuracy is of, where it is of a part."""
+    whole = max(other.n_samples for other in result.accuracies)
+    return "" if check.n_samples == whole else f", of {check.n_samples} samples"
 
 
 def _print_outputs(result: VerificationResult) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from paredown.evaluators.latency import (
     LatencyProtocol,
@@ -52,6 +52,34 @@ def test_ratio_repeats(small_net: Path, large_net: Path) -> None:
     ratios = np.array([latency.ratio for latency in latencies])
     assert np.all(ratios < 0.9)
     assert np.ptp(ratios) / np.median(ratios) < 0.1  # 0.02 is usual, but the machine is shared
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_model(small_net: Path, tmp_path: Path) -> None:
+    wide = write_linear_net(tmp_path / "wide.onnx", 2048)  # weights of 16 MiB
+    with Worker(preload=["onnxruntime"]) as worker:
+        found = [
+            worker.time("onnxruntime", net, baseline=baseline, protocol=QUICK).peak_memory_bytes
+            for net, baseline in ((wide, None), (small_net, wide), (wide, small_net))
+        ]
+    large, small, again = (value or 0 for value in found)
+    assert 0 < small < 8 << 20
+    assert 16 << 20 < large < 80 << 20  # the file is read, then packed
+    assert again > 16 << 20
+
+
+def write_linear_net(path: Path, size: int) -> Path:
+    weight = np.random.default_rng(0).standard_normal((size, size)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "weight"], ["output"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, size])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, size])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    opsets = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return path
 
 
 @pytest.mark.slow

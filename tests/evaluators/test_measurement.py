@@ -60,6 +60,16 @@ def test_missing_field_is_named() -> None:
         Latency.from_json(data)
 
 
+def test_older_records_are_read() -> None:
+    data = Latency(10.0, 1.0, 100, False, 1).to_json()
+    for name in ("notes", "peak_memory_bytes", "energy_mj"):
+        del data[name]
+    assert Latency.from_json(data) == Latency(10.0, 1.0, 100, False, 1)
+    data |= {"notes": ["hot"], "peak_bytes": 5000, "energy_j": None}
+    found = Latency.from_json(data)
+    assert (found.notes, found.peak_memory_bytes, found.energy_mj) == (("hot",), 5000, None)
+
+
 def test_error_survives_pickling_with_reason_and_notes() -> None:
     error = EvaluationError("No luck.", "timeout")
     error.add_note("details")

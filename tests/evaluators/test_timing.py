@@ -9,7 +9,13 @@ import time
 import numpy as np
 import pytest
 
-from paredown.evaluators.timing import ContentionMeter, LatencyProtocol, time_rounds
+from paredown.evaluators.timing import (
+    Block,
+    ContentionMeter,
+    LatencyProtocol,
+    energy_per_run,
+    time_rounds,
+)
 
 SHORT = LatencyProtocol(warm_up_s=0.005, block_s=0.001, budget_s=0.1, limit_s=1.0)
 
@@ -17,6 +23,32 @@ SHORT = LatencyProtocol(warm_up_s=0.005, block_s=0.001, budget_s=0.1, limit_s=1.
 def count_to(n: int) -> None:
     for _ in range(n):
         pass
+
+
+class Meter:
+    """Tells ten millijoules for each call that it is told of."""
+
+    def __init__(self, is_there: bool = True) -> None:
+        self.is_there = is_there
+        self.n_calls = 0
+
+    def start(self) -> None:
+        self.n_calls = 0
+
+    def stop(self) -> float | None:
+        return 10.0 * self.n_calls
+
+
+@pytest.mark.slow
+def test_energy_is_that_of_one_call() -> None:
+    meter = Meter()
+
+    def call() -> None:
+        time.sleep(0.001)
+        meter.n_calls += 1
+
+    assert energy_per_run(Block(call, SHORT), meter) == pytest.approx(10.0)
+    assert energy_per_run(Block(call, SHORT), Meter(is_there=False)) is None
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from paredown.studies.observer import Observer
 from paredown.studies.records import StudyRecord, TrialRecord
 from paredown.studies.report import write_report
 from paredown.studies.storage import load_model, open_storage, read_study
+from paredown.studies.verify import verify_bundle
 from tests.rpc.processes import DeviceServer, Tracker, free_port
 
 pytestmark = pytest.mark.slow
@@ -176,6 +177,18 @@ def test_a_gpu_that_is_not_there_gives_accuracy_and_size(options: Options) -> No
     assert record.why_no_latency is not None
 
 
+def test_a_bundle_is_verified_on_a_device_at_hand(options: Options, tmp_path: Path) -> None:
+    record = run_study(make_config({**options, "profile": "x86-64@compile-only", "trials": 2}))
+    export_trial(record, 1, tmp_path / "bundle")
+    with DeviceServer(tmp_path, free_port()) as server:
+        result = verify_bundle(tmp_path / "bundle", profile=f"x86-64@rpc://{server.address}")
+    assert result.failures == ()
+    assert result.device == f"rpc://{server.address}"
+    assert [check.n_samples for check in result.accuracies] == [64, 64]
+    assert result.latency is not None
+    assert (result.latency.recorded_us, result.latency.latency_us) == (None, None)
+
+
 @pytest.fixture
 def emulated_board(
     arm_sysroot: Path, tmp_path: Path, tracker_of_devices: Tracker
@@ -215,6 +228,13 @@ def test_an_emulated_board_yields_right_outputs_and_no_latency(
     assert "emulated" in front_notes(record)[0]
     quantized = next(trial for trial in record.complete if trial.number == 1)
     check_bits(record, quantized, tmp_path)
+    export_trial(record, quantized, tmp_path / "bundle")
+    result = verify_bundle(tmp_path / "bundle", n_samples=8)
+    assert result.failures == ()
+    assert result.device == record.profile.connection
+    assert result.outputs is not None
+    assert (result.outputs.n_samples, result.outputs.n_outputs_differ) == (8, 0)
+    assert result.latency is None
 
 
 def check_bits(record: StudyRecord, trial: TrialRecord, folder: Path) -> None:

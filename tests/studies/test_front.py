@@ -33,6 +33,7 @@ def test_json_has_the_documented_form(synthetic_study: StudyRecord) -> None:
     assert {"trial", "accuracy", "size_bytes", "latency_us", "latency_spread_us"} <= point.keys()
     assert Candidate.from_json(point["candidate"]) is not None
     assert point["speedup"] > 1
+    assert (point["peak_memory_bytes"], point["energy_mj"]) == (None, None)
     assert "trials" not in answer
 
 

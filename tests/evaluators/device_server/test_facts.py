@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from paredown.evaluators.device_server.facts import device_state, energy_j, is_emulated
+from paredown.evaluators.device_server.facts import device_state, is_emulated
 
 X86 = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 sse2\n"
 ARM = "BogoMIPS\t: 108.00\nFeatures\t: fp asimd asimddp\nCPU implementer\t: 0x41\n"
@@ -64,11 +64,3 @@ def test_a_board_that_is_hot_and_slow(tmp_path: Path) -> None:
 def test_throttling_of_the_past_does_not_count(tmp_path: Path) -> None:
     write(tmp_path, "sys/devices/platform/soc/soc:firmware/get_throttled", "50000")
     assert device_state(tmp_path)["throttled"] is False
-
-
-def test_energy_is_that_of_whole_packages(tmp_path: Path) -> None:
-    write(tmp_path, "sys/class/powercap/intel-rapl:0/energy_uj", "1500000")
-    write(tmp_path, "sys/class/powercap/intel-rapl:1/energy_uj", "500000")
-    write(tmp_path, "sys/class/powercap/intel-rapl:0:0/energy_uj", "999999")
-    assert energy_j(tmp_path) == 2.0
-    assert energy_j(tmp_path / "none") is None

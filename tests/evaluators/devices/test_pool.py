@@ -65,8 +65,8 @@ def test_what_the_device_tells_comes_with_the_times(
     pool: DevicePool, libraries: Libraries
 ) -> None:
     rounds = pool.time("tvm", libraries[1], baseline=libraries[0], protocol=SHORT)
-    assert rounds.peak_bytes is not None
-    assert 0 <= rounds.peak_bytes < 1 << 30
+    assert rounds.peak_memory_bytes is not None
+    assert 0 <= rounds.peak_memory_bytes < 1 << 30
     assert all(isinstance(note, str) for note in rounds.notes)
 
 
@@ -137,7 +137,7 @@ def test_a_server_of_tvms_own_serves_too(
         assert pool.first_contact() is None
         rounds = pool.time("tvm", libraries[0], baseline=None, protocol=SHORT)
         assert rounds.candidate_us
-        assert rounds.peak_bytes is None
+        assert rounds.peak_memory_bytes is None
 
 
 def test_the_packed_server_needs_no_paredown(

@@ -6,7 +6,7 @@ from paredown.evaluators.devices.state import hindrances
 CALM: dict[str, Any] = {
     "arch": "aarch64", "emulated": False, "flags": [], "load": 0.0, "running": 1,
     "governors": ["performance"], "frequency_share": 1.0, "temperature_c": 45.0,
-    "throttled": False, "wait_s": 1.0, "peak_bytes": None, "energy_j": None,
+    "throttled": False, "wait_s": 1.0, "peak_bytes": None,
 }  # fmt: skip
 UNKNOWN: dict[str, object] = {
     **dict.fromkeys(CALM),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paredown.evaluators.litert.grids import Grid, place
-from paredown.evaluators.tvm.quantizers import Quantizer
+from paredown.evaluators.onnx_graph.quantizers import Quantizer
 
 
 def test_whole_range_is_shifted_by_128() -> None:

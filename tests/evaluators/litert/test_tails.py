@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paredown.evaluators.litert.tails import UNBOUNDED, cut, find_tail, live_nodes
-from paredown.evaluators.tvm.graph import Graph
-from paredown.evaluators.tvm.quantizers import Quantizer
+from paredown.evaluators.onnx_graph.graph import Graph
+from paredown.evaluators.onnx_graph.quantizers import Quantizer
 
 numbers = st.floats(-5, 5)
 

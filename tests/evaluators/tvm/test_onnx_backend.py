@@ -18,9 +18,9 @@ from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.runner import Runner
 
 from paredown.evaluators.measurement import EvaluationError
+from paredown.evaluators.onnx_graph.operators import SUPPORTED, operator_table
 from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.tvm.compiler import compile_onnx
-from paredown.evaluators.tvm.operators import SUPPORTED, operator_table
 from paredown.hw_profiles import load_profile
 
 README = Path(__file__).parents[3] / "evaluators" / "README.md"

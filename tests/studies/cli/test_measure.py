@@ -40,6 +40,9 @@ def test_json(run_cli: RunCli, model: Path) -> None:
     assert measured["runtimes"]["onnxruntime"]["latency_us"] > 0
     assert measured["runtimes"]["onnxruntime"]["ratio"] == pytest.approx(1.0)
     assert measured["runtimes"]["onnxruntime"]["difference"] == 0
+    assert measured["runtimes"]["onnxruntime"]["peak_memory_bytes"] > 0
+    energy_mj = measured["runtimes"]["onnxruntime"]["energy_mj"]
+    assert energy_mj is None or energy_mj > 0
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from paredown.evaluators.tvm.activations import Activation
+from paredown.evaluators.onnx_graph.activations import Activation
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.pointwise import elementwise_kernel
 from paredown.evaluators.tvm.layers import parameter_arrays

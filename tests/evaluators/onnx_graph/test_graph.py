@@ -1,4 +1,4 @@
-"""What the lowering sees of an ONNX graph."""
+"""What compilers see of an ONNX graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from paredown.evaluators.measurement import EvaluationError
-from paredown.evaluators.tvm.graph import Graph, Node, load_model, pads_of
+from paredown.evaluators.onnx_graph.graph import Graph, Node, load_model, pads_of
 
 
 def model(nodes: list[onnx.NodeProto], shape: Any, output: str = "output", **more: Any) -> Any:

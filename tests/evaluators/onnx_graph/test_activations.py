@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from paredown.evaluators.tvm.activations import Activation, Found, find_activation
-from paredown.evaluators.tvm.graph import Graph
+from paredown.evaluators.onnx_graph.activations import Activation, Found, find_activation
+from paredown.evaluators.onnx_graph.graph import Graph
 
 
 def found(b: Any, output: str, *more: str) -> tuple[Graph, Found | None]:

@@ -1,4 +1,4 @@
-"""An ONNX graph as the lowering reads it: constants as arrays, producers, users, shapes."""
+"""An ONNX graph as compilers read it: constants as arrays, producers, users, shapes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""ONNX graphs as compilers read them: constants, shapes, quantizers, activations."""
