@@ -135,6 +135,7 @@ class Sessions:
         self.device: DeviceSession | None = None  # the remote device that this child holds
         self._loaded: dict[str, _Loaded] = {}
         self._prepared: dict[str, Runtime] = {}
+        self._warm: set[str] = set()
 
     def prepare(self, runtime: str) -> Runtime:
         """Import what the runtime needs, once."""
@@ -160,10 +161,20 @@ class Sessions:
                     return loaded
             if self._loaded.pop(role, None) is not None:
                 gc.collect()
+            self._warm_up(runtime, artifact, threads)
             growth = MemoryGrowth()
             loaded = _Loaded(key, builder.load(artifact, threads), growth)
             self._loaded[role] = loaded
             return loaded
+
+    def _warm_up(self, runtime: str, artifact: Path, threads: int) -> None:
+        """Run a model once: what a library allocates for all models is no model's memory."""
+        if runtime not in self._warm:
+            self._warm.add(runtime)
+            with contextlib.suppress(Exception):  # the model that is asked for reports it
+                session = self._prepared[runtime].load(artifact, threads)
+                _Loaded((), session, MemoryGrowth()).bind()
+            gc.collect()
 
 
 @dataclass(frozen=True)

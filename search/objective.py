@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -168,7 +169,12 @@ class Objective:
         Raises:
             EvaluationError: If a step fails.
         """
-        found = (device.measure(device.build(model)) for device in self._devices)
+        path = self._folder / f"again-{model.stem}.onnx"
+        shutil.copyfile(model, path)
+        try:
+            found = [device.measure(device.build(path)) for device in self._devices]
+        finally:
+            self._remove(path)
         return tuple(one.latency for one in found if one is not None)
 
     def evaluate(

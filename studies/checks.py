@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, get_args
 
+from ..evaluators.device_server.energy import EnergyMeter
 from ..evaluators.runtimes import get_runtime, require_installed
 from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.compression.calibration import CalibrationMethod
@@ -13,7 +15,13 @@ from ..search.compression.criteria import CRITERIA
 from ..search.samplers import make_sampler
 from .config import StudyConfig
 from .errors import StudyError
-from .records import ACCURACY_MODES, Constraints, StudyRecord, StudySettings
+from .records import (
+    ACCURACY_MODES,
+    FURTHER_OBJECTIVES,
+    Constraints,
+    StudyRecord,
+    StudySettings,
+)
 from .tasks import BUILTIN_TASKS
 
 # Fields of a profile that describe it without changing what is measured.
@@ -75,6 +83,31 @@ def _check_profile(name: str, config: StudyConfig) -> HardwareProfile:
         )
     require_installed(runtime)
     return profile
+
+
+def check_objectives(names: Sequence[str], profiles: Sequence[HardwareProfile]) -> None:
+    """Check that further objectives are known and can be measured.
+
+    Raises:
+        StudyError: If one cannot.
+    """
+    for name in names:
+        if name not in FURTHER_OBJECTIVES or names.count(name) > 1:
+            raise StudyError(
+                f"`objectives` may hold {', '.join(FURTHER_OBJECTIVES)}, each once, beside "
+                f"accuracy, size and latency, but got '{name}'."
+            )
+    if names and not profiles[0].has_latency:
+        raise StudyError(
+            f"`objectives` {', '.join(names)} need a device that is measured, but profile "
+            f"'{profiles[0].name}' has none. Leave them out, or name another profile."
+        )
+    if "energy" in names and not profiles[0].is_remote and not EnergyMeter().is_there:
+        raise StudyError(
+            "`objectives` holds 'energy', but this machine shows no energy that may be read. On "
+            "Linux: `sudo chmod a+r /sys/class/powercap/*/energy_uj`; for NVIDIA GPUs: "
+            "`pip install nvidia-ml-py`."
+        )
 
 
 def check_settings(settings: StudySettings) -> None:

@@ -89,6 +89,7 @@ class StudyConfig(BaseModel):
     profile: str | tuple[str, ...] = "local"
     threads: int | None = Field(default=None, ge=1)
     runtime: str = "tvm"
+    objectives: tuple[str, ...] = ()
     sampler: str = "guided"
     early_stopping: bool = True
     data: str | None = None
@@ -124,6 +125,7 @@ class StudyConfig(BaseModel):
         return StudySettings(
             seed=self.seed,
             runtime=self.runtime,
+            objectives=self.objectives,
             sampler=self.sampler,
             early_stopping=self.early_stopping,
             data_dir=self.data,

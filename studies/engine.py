@@ -22,6 +22,7 @@ from ..search.space import SearchSpace
 from .benches import meet_devices, open_benches
 from .checks import (
     check_constraints,
+    check_objectives,
     check_profiles,
     check_same_study,
     check_settings,
@@ -86,6 +87,7 @@ def run_study(
         open_benches(wanted, observer.message) as benches,
     ):
         wanted = meet_devices(wanted, benches, observer)
+        check_objectives(wanted.settings.objectives, wanted.profiles)
         run = _prepare(wanted, storage, observer)
         others = list(zip(benches[1:], run.record.other_profiles, strict=True))
         with Objective(

@@ -174,14 +174,14 @@ def explanation_table(explanation: Explanation) -> Table:
 def explanation_notes(explanation: Explanation, record: StudyRecord) -> list[str]:
     """Return what stands below the table, in words."""
     trial = record.trial(explanation.trial)
-    accuracy, size, *latencies = trial.values
+    accuracy, size, *_ = trial.values
     speedup, shrink = record.speedup(trial), record.shrink(trial)
     factors = (
         "" if not speedup or not shrink else f", {speedup:.2f}x faster, {shrink:.2f}x smaller"
     )
     notes = [
         f"Trial {trial.number}: {record.metric_name} {accuracy:.4f}, {format_bytes(size)}"
-        + "".join(f", {latency_us:.1f} us" for latency_us in latencies)
+        + "".join(f", {latency_us:.1f} us" for latency_us in trial.latencies_us)
         + f"{factors}. Losses are divergences of the outputs, times 1000."
     ]
     hurt = sorted(explanation.layers, key=lambda x: -(x.loss_few_bits or 0.0))[:3]

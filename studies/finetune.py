@@ -20,6 +20,7 @@ from ..search.training import Log, Precision
 from .benches import open_benches
 from .engine import digest_task
 from .errors import StudyError
+from .outcomes import evaluation_attributes, objective_values
 from .records import StudyRecord, TrialRecord
 from .storage import add_complete_trial, load_model, open_storage, read_study
 from .tasks import load_task
@@ -184,26 +185,17 @@ def _add(
     options: FinetuneOptions,
     seconds: float,
 ) -> int:
-    accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
-    latency, latency_us = evaluation.latency, evaluation.latency_us
     attributes: dict[str, Any] = {
-        "candidate": evaluation.candidate.to_json(),
-        "accuracy": evaluation.accuracy,
-        "size_bytes": evaluation.size_bytes,
-        "latency_us": evaluation.latency_us,
-        "latency_spread_us": evaluation.latency_spread_us,
-        "latency": None if latency is None else latency.to_json(),
-        "others": [other.to_json() for other in evaluation.others],
+        **evaluation_attributes(evaluation, record),
         "is_baseline": False,
         "finetuned_from": trial.number,
         "finetune_epochs": options.epochs,
         "seconds": seconds,
     }
-    missed = record.settings.constraints.violations(
-        accuracy, size_bytes, latency_us, higher_is_better=record.higher_is_better
+    values = objective_values(evaluation, record)
+    missed = record.bounds.violations(
+        values[0], values[1], evaluation.latency_us, higher_is_better=record.higher_is_better
     )
-    latencies = [us for us in (latency_us, *(o.latency_us for o in evaluation.others)) if us]
-    values = (accuracy, size_bytes, *latencies)
     storage = open_storage(record.storage, must_exist=True)
     return add_complete_trial(storage, record.name, values, attributes, missed, evaluation.model)
 

@@ -54,9 +54,10 @@ def describe_trial(trial: TrialRecord, study: StudyRecord) -> str:
         return f"{name} stopped early: {_first_line(trial.error)}"
     if trial.state != "complete":
         return f"{name} is {trial.state}"
-    accuracy, size_bytes, *latencies = trial.values
+    accuracy, size_bytes, *_ = trial.values
     measured = [f"{study.metric_name} {accuracy:.4f}", format_bytes(size_bytes)]
-    measured += [f"{latency_us:.1f} us" for latency_us in latencies]
+    measured += [f"{latency_us:.1f} us" for latency_us in trial.latencies_us]
+    measured += [further_text(name, value) for name, value in trial.further]
     text = f"{name}: {', '.join(measured)}{_factors(trial, study)}"
     if trial.candidate is not None:
         text += f", {'uncompressed' if trial.is_baseline else summarize(trial.candidate)}"
@@ -137,7 +138,9 @@ def front_table(
         max_rows: Show at most so many points of the front, spread evenly over it.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("trial", study.metric_name, "size", *_latency_headers(study), "smaller"):
+    further = study.settings.objectives
+    headers = ("trial", study.metric_name, "size", *_latency_headers(study), "smaller", *further)
+    for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("bits, pruning")
     baseline = () if study.baseline is None else (study.baseline,)
@@ -242,6 +245,11 @@ def format_bytes(size: float) -> str:
     return f"{size / 1e6:.2f} MB"
 
 
+def further_text(name: str, value: float) -> str:
+    """Return the value of a further objective with its unit."""
+    return f"{value:.3g} mJ" if name == "energy_mj" else format_bytes(value)
+
+
 def _first_line(error: str | None) -> str:
     return (error or "unknown").partition("\n")[0]
 
@@ -277,10 +285,11 @@ def _spread(trials: Sequence[TrialRecord], max_rows: int | None) -> Sequence[Tri
 
 
 def _cells(trial: TrialRecord, study: StudyRecord) -> tuple[str, ...]:
-    number, n_latency = str(trial.number), len(_latency_headers(study))
+    number = str(trial.number)
+    n_others = len(_latency_headers(study)) + len(study.settings.objectives)
     if trial.state != "complete":
         note = trial.state if not trial.error else f"{trial.state}: {_first_line(trial.error)}"
-        return (number, *[""] * (3 + n_latency), note)
+        return (number, *[""] * (3 + n_others), note)
     accuracy, size_bytes, *_ = trial.values
     shrink = study.shrink(trial)
     note = "" if trial.candidate is None else summarize(trial.candidate)
@@ -294,6 +303,7 @@ def _cells(trial: TrialRecord, study: StudyRecord) -> tuple[str, ...]:
         format_bytes(size_bytes),
         *_latency_cells(trial, study),
         "" if shrink is None else f"{shrink:.2f}x",
+        *(further_text(name, value) for name, value in trial.further),
         note,
     )
 
@@ -304,7 +314,7 @@ def _latency_cells(trial: TrialRecord, study: StudyRecord) -> list[str]:
     spread, factors = trial.latency_spread_us, [study.speedup(trial)]
     factors += [study.speedup_on(other.profile, trial) for other in trial.others]
     faster = ["" if factor is None else f"{factor:.2f}x" for factor in factors]
-    times = [f"{latency_us:.1f} us" for latency_us in trial.values[2:]]
+    times = [f"{latency_us:.1f} us" for latency_us in trial.latencies_us]
     if not study.other_profiles:
         return [*times, "" if spread is None else f"±{spread:.1f}", *faster]
     return [cell for pair in zip(times, faster, strict=True) for cell in pair]

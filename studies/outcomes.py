@@ -9,17 +9,61 @@ import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from ..evaluators.measurement import EvaluationError
 from ..search.candidate import Candidate
 from ..search.early_stopping import StoppedEarly
 from ..search.guided import ESTIMATES_KEY
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .processes import is_dead
-from .records import INTERRUPTED, StudyRecord, TrialRecord
+from .records import FURTHER_OBJECTIVES, INTERRUPTED, StudyRecord, TrialRecord
 from .storage import save_model, set_trial_attributes, trial_id_of
 
 # A trial without a process's mark is one that was killed within moments of its start.
 _UNMARKED_S = 10.0
+
+
+def evaluation_attributes(evaluation: Evaluation, record: StudyRecord) -> dict[str, Any]:
+    """Return what is kept of an evaluation with its trial."""
+    latency = evaluation.latency
+    return {
+        "candidate": evaluation.candidate.to_json(),
+        "accuracy": evaluation.accuracy,
+        "size_bytes": evaluation.size_bytes,
+        "latency_us": evaluation.latency_us,
+        "latency_spread_us": evaluation.latency_spread_us,
+        "latency": None if latency is None else latency.to_json(),
+        "others": [other.to_json() for other in evaluation.others],
+        "further": further_measures(evaluation, record),
+    }
+
+
+def objective_values(evaluation: Evaluation, record: StudyRecord) -> tuple[float, ...]:
+    """Return the values of a study's objectives, in their order."""
+    first = () if evaluation.latency_us is None else (evaluation.latency_us,)
+    others = (other.latency_us for other in evaluation.others)
+    further = (value for _, value in further_measures(evaluation, record))
+    return (evaluation.accuracy, float(evaluation.size_bytes), *first, *others, *further)
+
+
+def further_measures(evaluation: Evaluation, record: StudyRecord) -> list[tuple[str, float]]:
+    """Return names and values of the measures that are further objectives of a study.
+
+    Raises:
+        EvaluationError: If the device did not tell one.
+    """
+    found = []
+    for name in record.settings.objectives:
+        field = FURTHER_OBJECTIVES[name]
+        value = None if evaluation.latency is None else getattr(evaluation.latency, field)
+        if value is None:
+            raise EvaluationError(
+                f"Objective '{name}' must be measured, but the device of profile "
+                f"'{record.profile.name}' does not tell it. Leave it out of `objectives`.",
+                "unavailable",
+            )
+        found.append((field, float(value)))
+    return found
 
 
 class TrialWriter:
@@ -57,13 +101,7 @@ class TrialWriter:
         """
         times = evaluation.layer_times
         attributes = {
-            "candidate": evaluation.candidate.to_json(),
-            "accuracy": evaluation.accuracy,
-            "size_bytes": evaluation.size_bytes,
-            "latency_us": evaluation.latency_us,
-            "latency_spread_us": evaluation.latency_spread_us,
-            "latency": None if evaluation.latency is None else evaluation.latency.to_json(),
-            "others": [other.to_json() for other in evaluation.others],
+            **evaluation_attributes(evaluation, record),
             "layer_times": None if times is None else times.to_json(),
             "predicted_latency_us": expected_us,
             "is_baseline": evaluation.candidate == self._space.baseline(),
@@ -72,20 +110,19 @@ class TrialWriter:
         }
         self._write(trial, attributes)
         accuracy, size_bytes = evaluation.accuracy, float(evaluation.size_bytes)
-        latency_us = () if evaluation.latency_us is None else (evaluation.latency_us,)
-        others = (other.latency_us for other in evaluation.others)
         self._constrain(record, trial, accuracy, size_bytes, evaluation.latency_us)
-        self._study.tell(trial, (accuracy, size_bytes, *latency_us, *others))
+        self._study.tell(trial, objective_values(evaluation, record))
 
     def stop_early(
         self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, seconds: float
     ) -> None:
         """Write down what is known of a candidate that is measured no further."""
         accuracy, size_bytes, *latencies_us = outcome.estimates
+        n_unknown = len(self._study.directions) - len(outcome.estimates)
         attributes = {
             "candidate": candidate.to_json(),
             "error": outcome.reason,
-            ESTIMATES_KEY: list(outcome.estimates),
+            ESTIMATES_KEY: [*outcome.estimates, *[None] * n_unknown],
             "accuracy": accuracy,
             "size_bytes": None if size_bytes is None else round(size_bytes),
             "latency_us": latencies_us[0] if latencies_us else None,

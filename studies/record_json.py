@@ -59,6 +59,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         finetuned_from=attrs.get("finetuned_from"),
         is_feasible=trial.state is TrialState.COMPLETE
         and all(value <= 0.0 for value in trial.constraints.values()),
+        further=tuple((name, value) for name, value in attrs.get("further", ())),
         others=tuple(DeviceLatency.from_json(data) for data in attrs.get("others", ())),
         **measures,
     )
@@ -149,7 +150,7 @@ def describe(record: StudyRecord) -> dict[str, object]:
 
 def _settings_from_json(settings: Mapping[str, Any]) -> StudySettings:
     values = dict(settings)
-    for name in ("weight_bits", "activation_bits", "exclude"):
+    for name in ("weight_bits", "activation_bits", "exclude", "objectives"):
         if values.get(name) is not None:
             values[name] = tuple(values[name])
     if not isinstance(values.get("tie", ""), str):

@@ -19,6 +19,8 @@ from ..search.rules import LayerRule
 STATES = ("complete", "stopped early", "failed", "running", "duplicate")
 ACCURACY_MODES = ("shared", "finetune", "ptq")
 """Weights of candidates: slices of one network, trained for each, or rounded without training."""
+FURTHER_OBJECTIVES = {"memory": "peak_memory_bytes", "energy": "energy_mj"}
+"""What may be searched beside accuracy, size and latency, and the measure of a `Latency` it is."""
 INTERRUPTED = "interrupted"
 """How the error of a trial begins that was cut off, by a kill or an interrupt."""
 
@@ -135,6 +137,7 @@ class StudySettings:
     activation_bits: tuple[int, ...] | None = None
     include_float: bool = True
     early_stopping: bool = True
+    objectives: tuple[str, ...] = ()  # further ones, keys of `FURTHER_OBJECTIVES`
     exclude: tuple[str, ...] = ()
     tie: str | tuple[tuple[str, ...], ...] = "layer"
     rules: tuple[LayerRule, ...] = ()
@@ -170,6 +173,7 @@ class TrialRecord:
     predicted_latency_us: float | None = None  # by the latency model, before it was measured
     finetuned_from: int | None = None  # number of the trial whose candidate was trained on
     others: tuple[DeviceLatency, ...] = ()  # on the study's further devices
+    further: tuple[tuple[str, float], ...] = ()  # measures that are further objectives
 
     def __post_init__(self) -> None:
         if self.state not in STATES:
@@ -223,14 +227,16 @@ class TrialRecord:
     def values(self) -> tuple[float, ...]:
         """The objectives of a complete trial: accuracy, size in bytes, latencies in microseconds.
 
-        There is one latency for each device, and none where the study's profile has none.
+        There is one latency for each device, and none where the study's profile has none. Further
+        objectives come last.
 
         Raises:
             ValueError: If the trial has no values.
         """
         if self.accuracy is None or self.size_bytes is None:
             raise ValueError(f"Trial {self.number} is {self.state} and has no values.")
-        return (self.accuracy, float(self.size_bytes), *self.latencies_us)
+        further = (value for _, value in self.further)
+        return (self.accuracy, float(self.size_bytes), *self.latencies_us, *further)
 
     @property
     def latencies_us(self) -> tuple[float, ...]:
@@ -283,7 +289,13 @@ class StudyRecord:
         """Names of the objectives, in the order of a trial's `values`."""
         first = ("latency_us",) if self.profile.has_latency else ()
         others = (f"latency_us@{profile.name}" for profile in self.other_profiles)
-        return ("accuracy", "size_bytes", *first, *others)
+        further = (FURTHER_OBJECTIVES[name] for name in self.settings.objectives)
+        return ("accuracy", "size_bytes", *first, *others, *further)
+
+    @property
+    def n_latencies(self) -> int:
+        """How many of the objectives are latencies."""
+        return len(self.profiles) if self.profile.has_latency else 0
 
     @property
     def why_no_latency(self) -> str | None:
@@ -320,8 +332,8 @@ class StudyRecord:
     def costs(self, trials: Iterable[TrialRecord]) -> np.ndarray:
         """Return the objectives of complete trials, all to be minimised: a row per trial.
 
-        The columns are accuracy (negated where higher is better), bytes and microseconds on each
-        device.
+        The columns are accuracy (negated where higher is better), bytes, microseconds on each
+        device, and further objectives.
         """
         sign = -1.0 if self.higher_is_better else 1.0
         rows = [(sign * a, *rest) for a, *rest in (trial.values for trial in trials)]

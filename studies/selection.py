@@ -16,7 +16,8 @@ GRAMMAR = (
     "Write conditions and at least one objective, with commas: `accuracy>=0.97,min:latency_us`. "
     "A condition is QUANTITY OP NUMBER with OP one of >=, <=, >, <, ==; an objective is "
     "min:QUANTITY or max:QUANTITY, and later ones break ties. QUANTITY is one of accuracy, "
-    "size_bytes, latency_us, speedup, shrink, accuracy_drop (in points)."
+    "size_bytes, latency_us, speedup, shrink, accuracy_drop (in points), peak_memory_bytes, "
+    "energy_mj."
 )
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -182,6 +183,19 @@ def _shrink(record: StudyRecord, trial: TrialRecord) -> float:
     return shrink
 
 
+def _beside_latency(field: str) -> Callable[[StudyRecord, TrialRecord], float]:
+    def read(record: StudyRecord, trial: TrialRecord) -> float:
+        value: float | None = getattr(trial.latency, field, None)
+        if value is None:
+            raise SelectionError(
+                f"`{field}` of trial {trial.number} of study '{record.name}' is not known: the "
+                "device does not tell it. Select by another quantity."
+            )
+        return value
+
+    return read
+
+
 def _no_baseline(record: StudyRecord, name: str) -> SelectionError:
     return SelectionError(
         f"`{name}` compares with the uncompressed model, but study '{record.name}' has no "
@@ -196,6 +210,8 @@ QUANTITIES: dict[str, Callable[[StudyRecord, TrialRecord], float]] = {
     "speedup": _speedup,
     "shrink": _shrink,
     "accuracy_drop": _accuracy_drop,
+    "peak_memory_bytes": _beside_latency("peak_memory_bytes"),
+    "energy_mj": _beside_latency("energy_mj"),
 }
 
 
@@ -255,8 +271,8 @@ def _nearest_message(
         if not condition.holds(value):
             gap = abs(value - condition.bound)
             misses.append(f"{condition} fails by {gap:.4g} (it is {value:.6g})")
-    accuracy, size, *latencies = nearest.values
-    latency = f", latency_us {latencies[0]:.1f}" if latencies else ""
+    accuracy, size, *_ = nearest.values
+    latency = f", latency_us {nearest.latency_us:.1f}" if nearest.latency_us else ""
     return (
         f"None of the {len(trials)} {where} of study '{record.name}' meets "
         f"'{', '.join(map(str, selection.conditions))}'. The nearest is trial {nearest.number} "

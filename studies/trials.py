@@ -22,7 +22,7 @@ from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
 from .observer import Observer, StopSignal
-from .outcomes import TrialWriter
+from .outcomes import TrialWriter, further_measures
 from .processes import this_process
 from .record_json import trial_record, with_later_latencies
 from .records import INTERRUPTED, StudyRecord, TrialRecord
@@ -208,6 +208,7 @@ class TrialLoop:
                 lambda step: self._observer.trial_step(trial.number, step),
                 self._gate(candidate, expected),
             )
+            further_measures(evaluation, self._record)  # each must be there
         except StoppedEarly as outcome:
             with self._stop.shield():
                 self._writer.stop_early(trial, candidate, outcome, time.monotonic() - start)
@@ -250,7 +251,7 @@ class TrialLoop:
         settings = record.settings
         if not settings.early_stopping or candidate in planned_candidates(self._space):
             return None
-        n_latencies = len(record.objectives) - 2
+        n_latencies = record.n_latencies
         least = (0.0,) * n_latencies
         if expected:
             least = tuple(max(0.0, mean - LATENCY_DEVIATIONS * dev) for mean, dev in expected)
@@ -258,9 +259,10 @@ class TrialLoop:
         # A bound on latency is one for the first device.
         limits_us = (bounds.max_latency_us or math.inf, *[math.inf] * n_latencies)[:n_latencies]
         sign = -1.0 if record.higher_is_better else 1.0
-        front = record.front()
+        # What is worse in these may be better in a further objective: bounds alone stop it then.
+        front = () if record.settings.objectives else record.front()
         return Gate(
-            costs=record.costs(front),
+            costs=record.costs(front)[:, : 2 + n_latencies],
             numbers=[other.number for other in front],
             limits=(
                 math.inf if bounds.min_accuracy is None else sign * bounds.min_accuracy,

@@ -62,6 +62,10 @@ def search(
     runtime: Annotated[
         str | None, typer.Option(metavar="NAME", help="Runtime whose latency counts (tvm).")
     ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Search this too: memory, energy; may be repeated."),
+    ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="guided, tpe, nsga2, nsga3, gp, qmc, random (guided)."),
@@ -138,6 +142,7 @@ def search(
             "threads": threads,
             "data": None if data is None else str(data),
             "runtime": runtime,
+            "objectives": objective or None,
             "sampler": sampler,
             "early_stopping": early_stopping,
             "calibration": calibration,

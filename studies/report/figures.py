@@ -151,6 +151,7 @@ def hover_text(view: ReportView, trial: TrialRecord, label: str = "") -> str:
         faster = _times(record.speedup_on(axis.field.partition("@")[2], trial), "faster")
         lines.append(f"{html.escape(axis.name)}: {axis.text(axis.stored(trial))}{faster}")
     lines.append(f"Size: {view.size.text(size)}{_times(record.shrink(trial), 'smaller')}")
+    lines += [f"{axis.name}: {axis.text(axis.stored(trial))}" for axis in view.further]
     ratio = mean_pruning_ratio(trial.candidate)
     lines.append(f"Weight bits: {bits_text(trial.candidate)}; {100 * ratio:.0f} % pruned")
     return "<br>".join(lines)

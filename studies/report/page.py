@@ -89,7 +89,7 @@ def _script_json(data: object) -> str:
 
 
 def _trial_data(view: ReportView) -> dict[int, dict[str, Any]]:
-    axes = (view.accuracy, view.size, *view.latencies)
+    axes = (view.accuracy, view.size, *view.latencies, *view.further)
     return {
         trial.number: {
             "values": {axis.field: axis.value(trial) for axis in axes},
@@ -189,8 +189,8 @@ def _cards(view: ReportView) -> str:
 def _baseline_card(view: ReportView) -> str:
     if view.baseline is None:
         return _card("Float baseline", DASH, "not measured")
-    accuracy, size, *latencies = view.baseline.values
-    times = [axis.text(us) for axis, us in zip(view.latencies, latencies, strict=True)]
+    accuracy, size, *_ = view.baseline.values
+    times = [axis.text(axis.stored(view.baseline)) for axis in view.latencies]
     detail = ", ".join([*times, view.size.text(size)])
     return _card("Float baseline", html.escape(view.accuracy.text(accuracy)), detail)
 
@@ -218,6 +218,8 @@ def _plots(view: ReportView, figures: Mapping[str, object]) -> list[str]:
         title = html.escape(other.name)
         titles[f"accuracy-{other.field}"] = f"{name} and {title.lower()}"
         titles[f"devices-{other.field}"] = f"{title}, and on the first device"
+    for axis in view.further:
+        titles[f"accuracy-{axis.field}"] = f"{name} and {axis.name.lower()}"
     titles = {key: title for key, title in titles.items() if key in figures}
     flat = "".join(_panel(view, key, title) for key, title in titles.items())
     space = ""

@@ -22,8 +22,9 @@ def render_table(view: ReportView) -> str:
         return ""
     change = "Δ points" if view.is_share else "Change"
     times = [part for axis in view.latencies for part in (html.escape(axis.title), "Speed-up")]
+    further = [axis.title for axis in view.further]
     columns = ["Trial", html.escape(view.accuracy.title), change, *times,
-               view.size.title, "Shrink", "Weight bits", "Pruned (%)"]  # fmt: skip
+               view.size.title, "Shrink", *further, "Weight bits", "Pruned (%)"]  # fmt: skip
     heads = "".join(
         f'<th aria-sort="{"ascending" if i == 3 else "none"}"><button>{name}</button></th>'
         for i, name in enumerate(columns)
@@ -52,6 +53,7 @@ def _row(view: ReportView, trial: TrialRecord) -> str:
         *_latency_cells(view, trial),
         (size, _bare(view.size, size)),
         (shrink or 0.0, DASH if shrink is None else f"{shrink:.2f}{TIMES}"),
+        *((value := axis.stored(trial), _bare(axis, value)) for axis in view.further),
         (mean_bits(trial.candidate), bits_text(trial.candidate)),
         (ratio, f"{100 * ratio:.0f}"),
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from ...search.candidate import FLOAT_BITS, Candidate
-from ..records import StudyRecord, TrialRecord
+from ..records import FURTHER_OBJECTIVES, StudyRecord, TrialRecord
 
 LOSS_BUDGET = 0.005  # the headline's loss: 0.5 points where the metric is a share
 LOG_FROM = 3.0  # axes whose largest value is this many times the least are logarithmic
@@ -52,6 +52,8 @@ class Axis:
     def stored(self, trial: TrialRecord) -> float:
         """Return the trial's value on this axis as it is stored."""
         name, at, profile = self.field.partition("@")
+        if name in FURTHER_OBJECTIVES.values():
+            return dict(trial.further)[name]
         if not at:
             return float(getattr(trial, name))
         other = trial.latency_on(profile)
@@ -91,6 +93,7 @@ class ReportView:
     size: Axis
     latency: Axis | None  # None: the study has no latency
     others: tuple[Axis, ...]  # latency on further devices
+    further: tuple[Axis, ...]  # objectives beside accuracy, size and latency
     front: tuple[TrialRecord, ...]
     dominated: tuple[TrialRecord, ...]
     infeasible: tuple[TrialRecord, ...]
@@ -114,6 +117,7 @@ class ReportView:
             size=_size_axis(known),
             latency=_latency_axis(record, 0, known) if record.profile.has_latency else None,
             others=tuple(_latency_axis(record, i, known) for i in range(1, len(record.profiles))),
+            further=tuple(_further_axis(name, known) for name in record.settings.objectives),
             front=front,
             dominated=tuple(trial for trial in rest if trial.is_feasible),
             infeasible=tuple(trial for trial in rest if not trial.is_feasible),
@@ -274,6 +278,14 @@ def _latency_axis(record: StudyRecord, device: int, trials: Sequence[TrialRecord
     name = f"Latency on {record.profiles[device].name}" if record.other_profiles else "Latency"
     field = record.objectives[2 + device]
     return Axis(field, name, unit, scale, digits, low=low, high=high)
+
+
+def _further_axis(objective: str, trials: Sequence[TrialRecord]) -> Axis:
+    field = FURTHER_OBJECTIVES[objective]
+    low, high = _extent([dict(trial.further)[field] for trial in trials])
+    if objective == "energy":
+        return Axis(field, "Energy", "mJ", 1.0, 3, low=low, high=high)
+    return Axis(field, "Peak memory", "MB", 1e-6, 2, low=low, high=high)
 
 
 def _extent(values: Sequence[float]) -> tuple[float, float]:

@@ -104,6 +104,7 @@ def build_figures(view: ReportView) -> Mapping[str, Mapping[str, Any]]:
         for other in view.others:
             plots.append((f"accuracy-{other.field}", other, accuracy))
             plots.append((f"devices-{other.field}", latency, other))
+        plots += [(f"accuracy-{axis.field}", axis, accuracy) for axis in view.further]
     for name, x, y in plots:
         figures[name] = {"figure": projection(view, x, y), "axes": [x.field, y.field]}
     history = hypervolume_figure(view)

@@ -121,6 +121,20 @@ def test_failure_leaves_the_objective_usable(
     assert objective.evaluate(space.uniform(7)).accuracy > 0
 
 
+def test_measuring_again_leaves_nothing(
+    objective: Objective, space: SearchSpace, tmp_path: Path
+) -> None:
+    objective.evaluate(space.baseline())
+    evaluation = objective.evaluate(space.uniform(8))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    model = evaluation.model.rename(kept / "model.onnx")
+    before = set(tmp_path.rglob("*"))
+    (latency,) = objective.measure_again(model)
+    assert latency.ratio is not None
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_a_candidate_is_given_up_before_it_is_built(
     objective: Objective, space: SearchSpace, tmp_path: Path
 ) -> None:

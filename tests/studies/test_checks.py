@@ -5,6 +5,7 @@ import pytest
 from paredown.hw_profiles import load_profile
 from paredown.studies.checks import (
     check_constraints,
+    check_objectives,
     check_profiles,
     check_same_study,
     check_settings,
@@ -55,6 +56,20 @@ def test_runtime_must_be_one_of_the_profile(tmp_path: object) -> None:
 def test_unknown_names(settings: dict[str, str]) -> None:
     with pytest.raises(StudyError, match=rf"must be one of .*{next(iter(settings.values()))}"):
         check_settings(StudySettings(**settings))  # type: ignore[arg-type]  # both are names
+
+
+@pytest.mark.parametrize(
+    ("names", "profile", "message"),
+    [
+        (("speed",), "x86-64", "may hold memory, energy, each once.*'speed'"),
+        (("memory", "memory"), "x86-64", "each once"),
+        (("memory",), "x86-64@compile-only", "need a device that is measured"),
+    ],
+)
+def test_further_objectives(names: tuple[str, ...], profile: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        check_objectives(names, [load_profile(profile)])
+    check_objectives(("memory",), [load_profile("x86-64")])
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,17 @@ def test_two_devices_give_two_latencies(options: Options, tmp_path: Path) -> Non
         run_study(make_config({**options, "profile": "local"}))
 
 
+def test_memory_is_searched_as_well(options: Options) -> None:
+    record = run_study(make_config({**options, "objectives": ["memory"], "trials": 7}))
+    assert record.objectives[3:] == ("peak_memory_bytes",)
+    assert record.n_finished == 7
+    for trial in record.complete:
+        assert trial.latency is not None
+        assert trial.values[3] == trial.latency.peak_memory_bytes
+    with pytest.raises(StudyError, match=r"has setting objectives \[\"memory\"\]"):
+        run_study(make_config({**options, "trials": 8}))
+
+
 def test_compile_only_gives_accuracy_and_size(options: Options, tmp_path: Path) -> None:
     listener = Listener()
     only = make_config({**options, "profile": "x86-64@compile-only", "trials": 7})
