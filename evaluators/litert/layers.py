@@ -88,7 +88,7 @@ def _convolve(network: Network, call: Call, parameters: _Parameters, image: int)
     shape = (batch, channels, height, width)
     window = Window.of(node, shape, call.shape, kernel, pads)
     source = window.padded(network, image)
-    options = {
+    options: dict[str, Any] = {
         "padding": window.padding,
         "strideH": window.strides[0],
         "strideW": window.strides[1],

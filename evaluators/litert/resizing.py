@@ -96,7 +96,9 @@ def _litert_matrix(
     if is_nearest:
         at = (rows + 0.5) * scale if centres else at
         places = np.floor(at + 0.5) if corners else np.floor(at)
-        return np.eye(size)[np.clip(places, 0, size - 1).astype(np.int64)]
+        found = np.zeros((out, size))
+        found[rows, np.clip(places, 0, size - 1).astype(np.int64)] = 1
+        return found
     at = (rows + 0.5) * scale - 0.5 if centres else at
     lower = np.maximum(np.floor(at), 0).astype(np.int64)
     upper = np.minimum(np.ceil(at), size - 1).astype(np.int64)

@@ -216,13 +216,14 @@ def rows(b: Any) -> Any:
 
 @floats
 def transposed_convolutions(b: Any) -> Any:
-    x, forms = "input", [
+    x = "input"
+    forms: list[dict[str, Any]] = [
         {"strides": [2, 2]},
         {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
         {"strides": [2, 1], "pads": [0, 1, 1, 2], "dilations": [2, 1]},
         {"strides": [3, 2], "output_padding": [2, 1]},
         {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
-    ]  # fmt: skip
+    ]
     biased = b.op("ConvTranspose", x, b.floats(4, 6, 2, 2), b.floats(6), strides=[2, 2])
     layers = [b.op("ConvTranspose", x, b.floats(4, 6, 3, 3), **form) for form in forms]
     return b.model((1, 4, 5, 7), b.op("Relu", biased), *layers)
