@@ -23,7 +23,7 @@ def convert_onnx(model: Path, artifact: Path) -> None:
         EvaluationError: If the model is invalid, an operator has no form in LiteRT (it is
             named), or the file cannot be written.
     """
-    from . import elementwise, layers, shapes, windows  # noqa: F401  # importing registers rules
+    from . import elementwise, layers, resizing, shapes, windows  # noqa: F401  # they register
     from .network import Network
 
     data = Network(Graph(load_model(model))).convert()

@@ -34,6 +34,7 @@ _UNARY = {
     "Sqrt": "SQRT",
     "Tanh": "TANH",
 }
+_CAST = frozenset(("float32", "int32", "int64", "bool"))
 _REDUCTIONS = {
     "ReduceMax": "REDUCE_MAX",
     "ReduceMean": "MEAN",
@@ -79,6 +80,27 @@ def unary(network: Network, call: Call) -> Value:
     if call.node.op == "Elu" and call.node.get("alpha", 1.0) != 1.0:
         raise unsupported(call.node, "its `alpha` is not 1")
     return _apply(network, call, _UNARY[call.node.op])
+
+
+@rule("Cast", takes=_CAST)
+def cast(network: Network, call: Call) -> Value:
+    """`CAST`, or nothing between floats."""
+    name, image = call.inputs[0], network.is_image(call.inputs[0])
+    value = network.get(name, image=image)
+    kinds = [network.graph.dtype(tensor) for tensor in (name, call.node.output)]
+    if kinds[0] == kinds[1]:
+        return Value(value, image)
+    inside, outside = (network.writer.type_of(kind) for kind in kinds)
+    return network.emit(
+        "CAST",
+        [value],
+        call.shape,
+        image=image,
+        dtype=kinds[1],
+        options="CastOptions",
+        inDataType=inside,
+        outDataType=outside,
+    )
 
 
 @rule("LeakyRelu")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..onnx_graph.graph import conv_pads
+from ..onnx_graph.graph import Node, pads_of
 from ..onnx_graph.quantizers import stored_steps
+from ..onnx_graph.transposed import transposed_axes
 from .model_writer import Quantization
 from .network import Network
 from .rules import Call, Value, rule, unsupported
-from .windows import Window
+from .windows import VALID, Window
 
 _MAX_BIAS = 2**31 - 1
 
@@ -46,25 +47,55 @@ class _Parameters:
 
 @rule("Conv", kind="sum", fuses=True)
 def conv(network: Network, call: Call) -> Value | None:
-    """Convolution of images: `CONV_2D`, or `DEPTHWISE_CONV_2D` where each group has one input."""
-    node = call.node
-    shape = network.graph.shape(node.inputs[0])
-    if len(shape) != 4:
-        raise unsupported(node, f"it convolves {len(shape) - 2} dimensions, not 2")
+    """Convolution: `CONV_2D`, or `DEPTHWISE_CONV_2D` where each group has one input."""
+    shape = network.graph.shape(call.node.inputs[0])
+    if len(shape) not in (3, 4):
+        raise unsupported(call.node, f"it convolves {len(shape) - 2} dimensions, not 1 or 2")
     parameters = _parameters(network, call, 0)
     if parameters is None:
         return None
-    weights, groups = parameters.weights, node.get("group", 1)
-    window = Window.of(node, shape, call.shape, weights.shape[2:], conv_pads(network.graph, node))
-    source = window.padded(network, network.get(call.inputs[0], image=True))
-    options = {
+    if len(shape) == 4:
+        return _convolve(network, call, parameters, network.get(call.inputs[0], image=True))
+    # A row is an image of height one.
+    batch, channels, length = shape
+    rows = network.permuted(network.get(call.inputs[0], image=False), (0, 2, 1))
+    image = network.reshaped(rows, (batch, 1, length, channels))
+    parameters = replace(parameters, weights=parameters.weights[:, :, None])
+    lying = replace(call, node=_lying(call.node), shape=(*call.shape[:2], 1, call.shape[2]))
+    value = _convolve(network, lying, parameters, image).index
+    value = network.reshaped(value, (batch, call.shape[2], call.shape[1]))
+    return Value(network.permuted(value, (0, 2, 1)), False)
+
+
+def _lying(node: Node) -> Node:
+    """Return a one-dimensional convolution as one over the width of an image."""
+    attributes = dict(node.attributes)
+    for name in ("kernel_shape", "strides", "dilations"):
+        if name in attributes:
+            attributes[name] = [1, *attributes[name]]
+    if "pads" in attributes:
+        begin, end = attributes["pads"]
+        attributes["pads"] = [0, begin, 0, end]
+    return replace(node, attributes=attributes)
+
+
+def _convolve(network: Network, call: Call, parameters: _Parameters, image: int) -> Value:
+    """Convolve an image; its size is that of the tensor, as the node may be of a row."""
+    node, weights = call.node, parameters.weights
+    batch, height, width, channels = network.writer.shape(image)
+    groups, kernel = node.get("group", 1), weights.shape[2:]
+    pads = pads_of(node, height, width, (kernel[0], kernel[1]))
+    shape = (batch, channels, height, width)
+    window = Window.of(node, shape, call.shape, kernel, pads)
+    source = window.padded(network, image)
+    options: dict[str, Any] = {
         "padding": window.padding,
         "strideH": window.strides[0],
         "strideW": window.strides[1],
         "dilationHFactor": window.dilations[0],
         "dilationWFactor": window.dilations[1],
     }
-    if groups == shape[1] and groups > 1:
+    if groups == channels and groups > 1:
         operands = parameters.tensors(network, weights.transpose(1, 2, 3, 0), 3)
         options["depthMultiplier"] = weights.shape[0] // groups
         code, kind = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
@@ -80,6 +111,52 @@ def conv(network: Network, call: Call) -> Value | None:
         options=kind,
         fusedActivationFunction=network.writer.activation(call.activation),
         **options,
+    )
+
+
+@rule("ConvTranspose", kind="sum")
+def conv_transpose(network: Network, call: Call) -> Value | None:
+    """`TRANSPOSE_CONV` without padding, and what the file's padding cuts off cut off behind it."""
+    node, graph = call.node, network.graph
+    if len(call.shape) != 4 or node.get("group", 1) != 1:
+        raise unsupported(node, "it is not two-dimensional, or has groups")
+    parameters = _parameters(network, call, 1)
+    if parameters is None:
+        return None
+    axes = transposed_axes(graph, node)
+    channels = call.shape[1]
+    weights = np.zeros(
+        (*parameters.weights.shape[:2], *((a.kernel - 1) * a.dilation + 1 for a in axes)),
+        parameters.weights.dtype,
+    )
+    weights[:, :, :: axes[0].dilation, :: axes[1].dilation] = parameters.weights
+    kernels = weights.shape[2:]
+    # `output_padding` may ask for more than what the windows reach.
+    whole = [
+        max((a.size - 1) * a.stride + k, a.begin + a.out)
+        for a, k in zip(axes, kernels, strict=True)
+    ]
+    full = (call.shape[0], channels, *whole)
+    image = network.get(call.inputs[0], image=True)
+    operands = parameters.tensors(network, weights.transpose(0, 2, 3, 1), 0)
+    value = network.emit(
+        "TRANSPOSE_CONV",
+        [network.integers(call.shape[0], *whole, channels), operands[0], image, operands[1]],
+        full,
+        image=True,
+        grid=call.grid,
+        options="TransposeConvOptions",
+        padding=VALID,
+        strideH=axes[0].stride,
+        strideW=axes[1].stride,
+    )
+    if full == call.shape:
+        return value
+    begin = network.integers(0, axes[0].begin, axes[1].begin, 0)
+    size = network.integers(call.shape[0], *call.shape[2:], channels)
+    inputs = [value.index, begin, size]
+    return network.emit(
+        "SLICE", inputs, call.shape, image=True, grid=call.grid, options="SliceOptions"
     )
 
 

@@ -61,7 +61,7 @@ class ModelWriter:
         tensor = self._schema.TensorT(
             name=name,
             shape=list(shape),
-            type=getattr(self._schema.TensorType, dtype.upper()),
+            type=self.type_of(dtype),
             buffer=buffer,
             hasRank=True,
         )
@@ -123,6 +123,10 @@ class ModelWriter:
     def activation(self, name: str) -> int:
         """Return the number of a fused activation, such as "RELU"."""
         return int(getattr(self._schema.ActivationFunctionType, name))
+
+    def type_of(self, dtype: str) -> int:
+        """Return the number of an element type that numpy calls `dtype`."""
+        return int(getattr(self._schema.TensorType, dtype.upper()))
 
     def rename(self, tensor: int, name: str) -> None:
         """Give a tensor another name."""

@@ -16,7 +16,7 @@ from ..onnx_graph.graph import Graph, Node
 from ..onnx_graph.quantizers import Quantizer, constant_reals
 from .grids import Grid, Placement, place
 from .model_writer import ModelWriter, Quantization
-from .rules import RULES, Call, Rule, Value, title, unsupported
+from .rules import FLOATS, RULES, Call, Rule, Value, title, unsupported
 from .tails import FUSED, UNBOUNDED, Bounds, Tail, cut, find_tail, live_nodes, stepper
 
 TO_IMAGE = (0, 2, 3, 1)
@@ -48,7 +48,7 @@ class Network:
         """
         inputs = []
         for name in self.graph.inputs:
-            self._check_float(name, f"input '{name}'")
+            self._check_type(name, f"input '{name}'", FLOATS)
             inputs.append(self.writer.tensor(name, self.graph.shape(name)))
             self._values[name, False] = inputs[-1]
         for node in live_nodes(self.graph):
@@ -82,12 +82,13 @@ class Network:
         *,
         image: bool,
         grid: Grid | None = None,
+        dtype: str = "float32",
         options: str = "",
         **values: Any,
     ) -> Value:
         """Add an operator with one result, whose shape is given in ONNX's order."""
         shape = [shape[axis] for axis in TO_IMAGE] if image else shape
-        dtype = "float32" if grid is None else "int8"
+        dtype = dtype if grid is None else "int8"
         quantization = None if grid is None else grid.quantization
         index = self.writer.tensor(code, shape, dtype, quantization)
         self.writer.operator(code, inputs, [index], options, values)
@@ -141,7 +142,7 @@ class Network:
         rule = RULES[node.op]
         for name in (*node.inputs[: rule.n_data], *node.outputs):
             if name:
-                self._check_float(name, title(node))
+                self._check_type(name, title(node), rule.takes)
         tail = find_tail(self.graph, node)
         if not self._convert_steps(node, rule, tail):
             self._convert_float(node, rule, tail)
@@ -303,11 +304,12 @@ class Network:
             raise unsupported(maker, f"its output '{name}' is used, and not the first one alone")
         return self._to(Value(self.get(steps[0], image=image), image), "DEQUANTIZE", None).index
 
-    def _check_float(self, name: str, where: str) -> None:
+    def _check_type(self, name: str, where: str, types: frozenset[str]) -> None:
         dtype = self.graph.dtype(name)
-        if dtype != "float32":
+        if dtype not in types:
+            known = " or ".join(sorted(types))
             raise EvaluationError(
-                f"Tensors must be float32 to run in LiteRT, but '{name}' of {where} is {dtype}. "
+                f"Tensors must be {known} to run in LiteRT, but '{name}' of {where} is {dtype}. "
                 "Use another runtime for this model.",
                 "build",
             )

@@ -47,6 +47,7 @@ class Call:
     grid: Grid | None = None
 
 
+FLOATS = frozenset(("float32",))
 Kind = Literal["float", "sum", "move"]
 Convert = Callable[["Network", Call], Value | None]
 
@@ -61,25 +62,31 @@ class Rule:
             quantized values on as they are, "float" works on floats alone.
         fuses: Whether it can fuse an activation.
         n_data: How many of the inputs hold data, the rest being constants; None for all.
+        takes: Element types of its data and its results.
     """
 
     convert: Convert
     kind: Kind
     fuses: bool
     n_data: int | None
+    takes: frozenset[str] = FLOATS
 
 
 RULES: dict[str, Rule] = {}
 
 
 def rule(
-    *ops: str, kind: Kind = "float", fuses: bool = False, n_data: int | None = 1
+    *ops: str,
+    kind: Kind = "float",
+    fuses: bool = False,
+    n_data: int | None = 1,
+    takes: frozenset[str] = FLOATS,
 ) -> Callable[[Convert], Convert]:
     """Make a function the rule of ONNX operators; see `Rule` for the arguments."""
 
     def add(convert: Convert) -> Convert:
         for op in ops:
-            RULES[op] = Rule(convert, kind, fuses, n_data)
+            RULES[op] = Rule(convert, kind, fuses, n_data, takes)
         return convert
 
     return add

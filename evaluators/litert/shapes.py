@@ -87,6 +87,31 @@ def slice_(network: Network, call: Call) -> Value:
     return _run(network, call, begin)
 
 
+@rule("Gather", kind="move")
+def gather(network: Network, call: Call) -> Value:
+    """`GATHER` at constant places."""
+    node = call.node
+    places = network.graph.constant(node.inputs[1])
+    if places is None:
+        raise unsupported(node, "its indices are not constant")
+    rank = len(network.graph.shape(node.inputs[0]))
+    axis = node.get("axis", 0) % rank
+    size = network.graph.shape(node.inputs[0])[axis]
+    image = places.ndim == 1 and network.is_image(call.inputs[0])
+    return network.emit(
+        "GATHER",
+        [
+            network.get(call.inputs[0], image=image),
+            network.constant(np.where(places < 0, places + size, places).astype(np.int32)),
+        ],
+        call.shape,
+        image=image,
+        grid=call.grid,
+        options="GatherOptions",
+        axis=TO_IMAGE.index(axis) if image else axis,
+    )
+
+
 @rule("Part", kind="move")
 def part(network: Network, call: Call) -> Value:
     """One result of a Split node."""

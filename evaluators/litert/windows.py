@@ -13,7 +13,7 @@ from ..onnx_graph.graph import Graph, Node, pads_of
 from .network import Network
 from .rules import Call, Value, rule, unsupported
 
-_SAME, _VALID = 0, 1  # in the schema's `Padding`
+_SAME, VALID = 0, 1  # in the schema's `Padding`
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Window:
             (dilations[0], dilations[1]),
             pads[:2],
             (end[0], end[1]),
-            _SAME if same and is_padded else _VALID,
+            _SAME if same and is_padded else VALID,
         )
 
     def padded(self, network: Network, image: int, lowest: int | None = None) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..onnx_graph.graph import Node, conv_pads
 from ..onnx_graph.quantizers import is_constant, quantizer, stored_steps
+from ..onnx_graph.transposed import transposed_axes
 from .channel_rules import lower_scale
 from .image import Image
 from .kernels.script import worth_threads
@@ -18,7 +19,7 @@ from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
 from .sink import Sink
-from .transposed import Phases, phase_weights, transposed_axes
+from .transposed import Phases, phase_weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -25,6 +25,7 @@ from ..measurement import EvaluationError
 from ..onnx_graph.activations import clip_bounds, find_activation
 from ..onnx_graph.graph import Graph, Node, conv_pads
 from ..onnx_graph.quantizers import Quantizer, constant_reals, is_constant, quantizer
+from ..onnx_graph.transposed import transposed_axes
 from ..runtimes.base import TensorSpec
 from .cache import KernelCache
 from .emitter import Emitter
@@ -35,7 +36,6 @@ from .layers import ConvLayer
 from .moves import Move
 from .signature import Signature, add_signature
 from .sink import Sink
-from .transposed import transposed_axes
 
 Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, list[Rule]] = {}

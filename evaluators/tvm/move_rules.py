@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..onnx_graph.graph import Graph, Node
+from ..onnx_graph.resampling import Taps, resampled_axes
 from .image import Image
 from .kernels.pointwise import move_kernel, resample_kernel
 from .layers import parameter_arrays
 from .lowering import Lowering, rule
 from .moves import MOVES, Move, find_move
-from .resampling import Taps, resampled_axes
 from .sink import Sink
 
 _WIDEST_WEAVE = 4

@@ -204,6 +204,71 @@ def moves(b: Any) -> Any:
 
 
 @floats
+def rows(b: Any) -> Any:
+    row = b.op("Reshape", "input", b.integers(1, 4, 48))
+    return b.model(
+        (1, 4, 6, 8),
+        b.op("Conv", row, b.floats(6, 4, 3), b.floats(6), pads=[1, 2], strides=[2]),
+        b.op("Relu", b.op("Conv", row, b.floats(6, 4, 3), dilations=[2])),
+        b.op("Conv", row, b.floats(4, 1, 5), group=4, auto_pad="SAME_UPPER"),
+    )
+
+
+@floats
+def transposed_convolutions(b: Any) -> Any:
+    x = "input"
+    forms: list[dict[str, Any]] = [
+        {"strides": [2, 2]},
+        {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]},
+        {"strides": [2, 1], "pads": [0, 1, 1, 2], "dilations": [2, 1]},
+        {"strides": [3, 2], "output_padding": [2, 1]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+    ]
+    biased = b.op("ConvTranspose", x, b.floats(4, 6, 2, 2), b.floats(6), strides=[2, 2])
+    layers = [b.op("ConvTranspose", x, b.floats(4, 6, 3, 3), **form) for form in forms]
+    return b.model((1, 4, 5, 7), b.op("Relu", biased), *layers)
+
+
+@floats
+def resized(b: Any) -> Any:
+    def resize(scales: tuple[float, float], mode: str, how: str, **more: Any) -> str:
+        sizes = b.constant(np.array([1, 1, *scales], np.float32))
+        form = {"mode": mode, "coordinate_transformation_mode": how, **more}
+        result: str = b.op("Resize", "input", "", sizes, **form)
+        return result
+
+    return b.model(
+        (1, 4, 6, 8),
+        resize((2, 2), "nearest", "asymmetric", nearest_mode="floor"),
+        resize((2, 3), "nearest", "half_pixel"),
+        resize((0.5, 1.5), "nearest", "asymmetric", nearest_mode="ceil"),
+        resize((2, 2), "nearest", "align_corners"),
+        resize((2, 2), "linear", "half_pixel"),
+        resize((0.5, 1.5), "linear", "asymmetric"),
+        resize((2, 3), "linear", "align_corners"),
+        resize((1, 2), "linear", "pytorch_half_pixel"),
+    )
+
+
+@floats
+def gathered(b: Any) -> Any:
+    image = b.float_conv("input", (4, 4, 1, 1))
+    return b.model(
+        (1, 4, 6, 8),
+        b.op("Gather", image, b.integers(3, 0, -2), axis=1),
+        b.op("Gather", image, b.constant(np.array(-1)), axis=2),
+        b.op("Gather", "input", b.constant(np.array([[0, 2], [1, 1]])), axis=3),
+    )
+
+
+@floats
+def casts(b: Any) -> Any:
+    x = b.float_conv("input", (4, 4, 1, 1))
+    whole = b.op("Cast", b.op("Cast", x, to=onnx.TensorProto.INT32), to=onnx.TensorProto.FLOAT)
+    return b.model((1, 4, 6, 8), b.op("Relu", b.op("Cast", x, to=onnx.TensorProto.FLOAT)), whole)
+
+
+@floats
 def splits(b: Any) -> Any:
     image = b.float_conv("input", (4, 4, 1, 1))
     outputs = [b.name("part") for _ in range(3)]
@@ -302,6 +367,32 @@ def integer_moves(b: Any) -> Any:
     return b.model((1, 4, 6, 8), b.quantized(b.op("Reshape", x, b.integers(1, -1)), *grid))
 
 
+@integers(QUANTIZE=1, TRANSPOSE_CONV=2, SLICE=1, DEQUANTIZE=2)
+def integer_transposed_convolutions(b: Any) -> Any:
+    x = b.quantized("input", STEP, 100)
+    outputs = []
+    for form in ({}, {"pads": [1, 1, 0, 0]}):
+        weights, _ = b.weights((4, 6, 2, 2), 8, axis=1)
+        outputs.append(end(b, b.op("ConvTranspose", x, weights, strides=[2, 2], **form)))
+    return b.model((1, 4, 5, 7), *outputs)
+
+
+@integers(QUANTIZE=1, CONV_2D=1, DEQUANTIZE=1)
+def integer_rows(b: Any) -> Any:
+    x = b.quantized("input", STEP, 100)
+    weights, _ = b.weights((6, 4, 3), 8)
+    return b.model((1, 4, 20), end(b, b.op("Conv", x, weights, pads=[1, 1])))
+
+
+@integers(QUANTIZE=1, RESIZE_NEAREST_NEIGHBOR=1, GATHER=1, DEQUANTIZE=1)
+def integer_places(b: Any) -> Any:
+    x, grid = b.quantized("input", STEP, 100), (STEP, 100)
+    scales = b.constant(np.array([1, 1, 2, 2], np.float32))
+    how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    x = b.quantized(b.op("Resize", x, "", scales, mode="nearest", **how), *grid)
+    return b.model((1, 4, 5, 7), b.quantized(b.op("Gather", x, b.integers(2, 0), axis=1), *grid))
+
+
 @integers(QUANTIZE=4, CONCATENATION=1, DEQUANTIZE=1)
 def concatenation_of_other_grids(b: Any) -> Any:
     x, y = b.quantized("input", 0.02, 100), b.quantized("input", 0.05, 128)
@@ -393,12 +484,26 @@ def quantized(b: Any) -> str:
 REFUSED: dict[str, tuple[Network, str]] = {
     "operator": (lambda b: b.op("Erf", "input"), "operator Erf .node 'erf1'. has none: there is"),
     "dimensions": (
-        lambda b: b.op("Conv", b.op("Squeeze", "input", b.integers(0)), b.floats(2, 5, 1)),
-        "operator Conv .* it convolves 1 dimensions",
+        lambda b: b.op("Conv", b.op("Unsqueeze", "input", b.integers(2)), b.floats(2, 5, 1, 1, 1)),
+        "operator Conv .* it convolves 3 dimensions, not 1 or 2",
     ),
     "weights": (
         lambda b: b.op("Conv", "input", b.op("Reshape", "input", b.integers(5, 4, 1, 6))),
         "operator Conv .* its weights are not constant",
+    ),
+    "groups": (
+        lambda b: b.op("ConvTranspose", "input", b.floats(5, 1, 2, 2), group=5),
+        "operator ConvTranspose .* or has groups",
+    ),
+    "cubic": (
+        lambda b: b.op(
+            "Resize", "input", "", b.constant(np.array([1, 1, 2, 2], np.float32)), mode="cubic"
+        ),
+        "operator Resize .* in another way",
+    ),
+    "indices": (
+        lambda b: b.op("Gather", "input", b.op("Cast", "input", to=onnx.TensorProto.INT64)),
+        "operator Gather .* its indices are not constant",
     ),
     "softmax": (lambda b: b.op("Softmax", "input", axis=2), "it works on dimension 2"),
     "pad": (

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paredown.evaluators.tvm.transposed import Axis, phase_weights
+from paredown.evaluators.onnx_graph.transposed import Axis
+from paredown.evaluators.tvm.transposed import phase_weights
 
 
 def scatter(data: NDArray[Any], weights: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..onnx_graph.graph import Graph, Node
+from .graph import Graph, Node
 
 Floats = NDArray[np.float64]
 
