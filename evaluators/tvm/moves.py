@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..onnx_graph.graph import Graph, Node, evaluate
+from ..onnx_graph.resampling import resampled_axes
 from .image import Image
-from .resampling import resampled_axes
 
 Index = NDArray[np.int64]
 OUTSIDE = -(2**28)  # entry of a table for what is filled in: three of them fit into 32 bits
