@@ -298,7 +298,7 @@ class _Builder:
             pads, axes = node.integers(1) or [], node.integers(3) or [0]
             at = axes.index(0) if 0 in axes else None
             breaks = at is not None and bool(pads[at] or pads[len(pads) // 2 + at])
-        elif op in ("Concat", "Split", "Gather", "Softmax", "LogSoftmax"):
+        elif op in ("Concat", "Split", "Gather", "Softmax", "LogSoftmax", "ArgMax", "ArgMin"):
             breaks = node.get("axis", -1 if "Softmax" in op else 0) == 0
         elif op == "Gemm":
             breaks = bool(node.get("transA", 0)) or not self._is_constant(names[1])

@@ -239,6 +239,20 @@ operator("ReduceSum", static=(1,))(_reduction(torch.sum))
 operator("ReduceMax", static=(1,))(_reduction(torch.amax))
 operator("ReduceMin", static=(1,))(_reduction(torch.amin))
 
+
+def _place_of(function: Callable[..., Tensor]) -> Builder:
+    def build(node: OpNode) -> Operation:
+        axis, keep = node.get("axis", 0), bool(node.get("keepdims", 1))
+        if node.get("select_last_index", 0):
+            raise node.unsupported("of equal numbers it takes the last")
+        return Operation(lambda x: function(x, dim=axis, keepdim=keep))
+
+    return build
+
+
+operator("ArgMax")(_place_of(torch.argmax))
+operator("ArgMin")(_place_of(torch.argmin))
+
 _DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,

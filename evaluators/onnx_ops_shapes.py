@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .onnx_ops import Operation, OpNode, operator
+from .onnx_resize import Sampling, axis_scales
 
 
 def _view(function: Callable[..., Tensor]) -> Operation:
@@ -181,3 +184,48 @@ def _depth_to_space(node: OpNode) -> Operation:
         return x.permute(0, 3, 4, 1, 5, 2).reshape(n, c // block**2, h * block, w * block)
 
     return Operation(shuffle, keeps_grid=True)
+
+
+@operator("Resize", "Upsample", static=(1, 2, 3))
+def _resize(node: OpNode) -> Operation:
+    """Resize all axes but the batch, one after the other."""
+    is_old = node.proto.op_type == "Upsample" or len(node.proto.input) == 2
+    sizes, scales = node.integers(3), node.static.get(1 if is_old else 2)
+    given = scales.tolist() if sizes is None and scales is not None else node.get("scales")
+    sampling = Sampling.of(node.attributes, is_old=is_old)
+    if sampling.coordinates == "tf_crop_and_resize":
+        raise node.unsupported("it resizes a region")
+    first = (sizes or given or [0])[0]
+    if 0 in node.get("axes", [0]) and first != 1:
+        raise node.unsupported("it resizes the batch")
+
+    def resize(x: Tensor) -> Tensor:
+        shape = (1, *x.shape[1:])
+        for axis, scale in (axis_scales(node.attributes, shape, given, sizes) or {}).items():
+            out = math.floor(shape[axis] * scale + (0.0 if sizes is None else 0.5))
+            if (out, scale) != (shape[axis], 1):
+                x = _resampled(x, axis, sampling, scale, out)
+        return x
+
+    return Operation(resize, keeps_grid=sampling.method == "nearest")
+
+
+def _resampled(x: Tensor, axis: int, sampling: Sampling, scale: float, out: int) -> Tensor:
+    places, weights = _taps(sampling, scale, x.shape[axis], out)
+    spread = [-1 if k == axis else 1 for k in range(x.ndim)]
+    parts = [x.index_select(axis, place.to(x.device)) for place in places]
+    if len(parts) == 1:
+        return parts[0]
+    factors = weights.to(x)
+    total = parts[0] * factors[0].reshape(spread)
+    for part, factor in zip(parts[1:], factors[1:], strict=True):
+        total = total + part * factor.reshape(spread)
+    return total
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(sampling: Sampling, scale: float, size: int, out: int) -> tuple[Tensor, Tensor]:
+    """Return places and weights, each of shape `(taps, out)`."""
+    taps = sampling.taps(scale, size, out)
+    with torch.inference_mode(False):  # later runs may want gradients
+        return torch.from_numpy(taps.places.T.copy()), torch.from_numpy(taps.weights.T.copy())

@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from ..onnx_graph.resampling import Taps, resampled_axes
+from ..onnx_graph.resampling import resampled_axes
+from ..onnx_resize import Taps
 from .network import TO_IMAGE, Network
 from .rules import Call, Value, rule, unsupported
 

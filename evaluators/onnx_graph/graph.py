@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,18 @@ class Graph:
 
     Args:
         model: The model; its shapes are inferred here and must be static.
+        rewrite: Changes the model in place once its shapes are known, and declares new ones.
 
     Raises:
         EvaluationError: If the model is invalid, or a tensor's shape is not known.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, rewrite: Callable[[onnx.ModelProto], None] | None = None
+    ) -> None:
         self.model = infer_shapes(model)
+        if rewrite is not None:
+            rewrite(self.model)
         graph = self.model.graph
         if not graph.output:
             raise EvaluationError(
@@ -282,14 +287,16 @@ def factors(graph: Graph, node: Node) -> tuple[str, str] | None:
     """Return the operands of a product of images, or None if it is another product.
 
     The first has the shape of the result; the second has it, too, or one pixel per image (a gate
-    for each channel).
+    for each channel), or one channel (a gate for each pixel).
     """
     result = graph.shape(node.output)
     first, second = node.inputs
     if graph.shape(first) != result:
         first, second = second, first
-    gate = (*result[:2], 1, 1) if len(result) == 4 else result
-    fits = graph.shape(first) == result and graph.shape(second) in (result, gate)
+    gates = [result]
+    if len(result) == 4:
+        gates += [(*result[:2], 1, 1), (result[0], 1, *result[2:])]
+    fits = graph.shape(first) == result and graph.shape(second) in gates
     return (first, second) if fits and len(result) >= 2 else None
 
 

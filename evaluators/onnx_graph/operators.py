@@ -82,14 +82,9 @@ def _is_inference(graph: Graph, node: Node) -> bool:
 
 
 def _has_known_size(graph: Graph, node: Node) -> bool:
-    from .transposed import transposed_axes
-
     if "output_shape" not in node.attributes:
         return True
-    if len(graph.shape(node.output)) != 4 or node.get("group", 1) != 1:
-        return False
-    is_float = graph.dtype(node.output) == "float32"
-    return is_float and all(a.out % a.stride == 0 for a in transposed_axes(graph, node))
+    return len(graph.shape(node.output)) == 4 and graph.dtype(node.output) == "float32"
 
 
 def _are_floats(graph: Graph, node: Node) -> bool:
@@ -131,7 +126,7 @@ SUPPORTED: Mapping[str, Limits] = {
     "BatchNormalization": Limits(only="inference", check=_attribute_is("training_mode", 0)),
     "ConvTranspose": Limits(
         constants=(1,),
-        only="with `output_shape`, one group and multiples of the stride",
+        only="with `output_shape` float32 images",
         check=_has_known_size,
     ),
     "DequantizeLinear": _STEPS,

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from ..onnx_graph.graph import Node
 from .image import Image
+from .kernels.moments import moments_kernel
 from .kernels.pointwise import channel_kernel
+from .kernels.script import worth_threads
 from .layers import parameter_arrays
 from .lowering import Lowering, rule
+from .norms import Norm, find_norm
 from .sink import Sink
 
 Numbers = NDArray[np.float64]
@@ -26,11 +29,18 @@ class Scaled:
     Attributes:
         data: The tensor.
         scale, shift: A number per channel, or one for all.
+        norm: What normalizes the tensor first; its own scale and shift are in the numbers.
     """
 
     data: str
     scale: Numbers
     shift: Numbers
+    norm: Norm | None = None
+
+    def behind(self, other: Scaled) -> Scaled:
+        """Return what both do to the tensor that `other` scales."""
+        shift = other.shift * self.scale + self.shift
+        return Scaled(other.data, other.scale * self.scale, shift, other.norm)
 
 
 def is_worth_scaling(low: Lowering, node: Node) -> bool:
@@ -49,16 +59,30 @@ def lower_scale(low: Lowering, node: Node, sink: Sink) -> Image | None:
     found = _scaled(low, node)
     if found is None or sink.residual is not None:
         return None
-    while (maker := low.graph.producer(found.data)) is not None:
-        inner = _scaled(low, maker)
-        if (
-            inner is None
-            or len(low.graph.users(found.data)) != 1
-            or low.graph.is_output(found.data)
-        ):
+    while low.graph.only_user(found.data) is not None:
+        maker = low.graph.producer(found.data)
+        inner = None if maker is None else _normed(low, maker) or _scaled(low, maker)
+        if inner is None:
             break
-        shift = inner.shift * found.scale + found.shift
-        found = Scaled(inner.data, inner.scale * found.scale, shift)
+        found = found.behind(inner)
+    return _call(low, found, "scale", sink)
+
+
+def _normed(low: Lowering, node: Node) -> Scaled | None:
+    norm = find_norm(low.graph, low.constant, node)
+    return None if norm is None else Scaled(norm.data, norm.scale, norm.shift, norm)
+
+
+def _is_norm(low: Lowering, node: Node) -> bool:
+    return _normed(low, node) is not None
+
+
+@rule("InstanceNormalization", "GroupNormalization", "Reshape", worth=_is_norm)
+def lower_norm(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Normalization of channels, or groups of them, over all pixels of an image."""
+    found = _normed(low, node)
+    if found is None or sink.residual is not None:
+        return None
     return _call(low, found, "scale", sink)
 
 
@@ -141,9 +165,26 @@ def _call(low: Lowering, scaled: Scaled, how: str, sink: Sink) -> Image:
         channels = np.zeros(output.cp, np.float32)
         channels[: source.c] = number
         numbers.append(channels)
+    own = 0
+    if scaled.norm is not None:
+        numbers = [_moments(low, scaled.norm, source, numbers)] * 2
+        own = output.cp
     function = sink.activation.name
     kernel = channel_kernel(source.dtype, sink.dtype, how, function, low.threads)
     values = {**output.as_output(), **sink.parameters(), **source.as_source("0")}
-    values |= {"z0": source.zero_point, "f0": source.scale, "sns": 0}
+    values |= {"z0": source.zero_point, "f0": source.scale, "sns": 2 * own, "bo": own}
     arguments = [source.var, *numbers, *parameter_arrays(kernel, values)]
     return low.emit.image(kernel, arguments, output)
+
+
+def _moments(low: Lowering, norm: Norm, source: Image, numbers: list[Any]) -> Any:
+    """Emit the kernel that finds scale and shift of every channel of every image."""
+    lanes = 16 if source.cp % 16 == 0 else 8
+    kernel = moments_kernel(source.dtype, lanes, worth_threads(low.threads, source.size))
+    per = source.c // norm.groups
+    values = {**source.as_source("0"), "z0": source.zero_point, "f0": source.scale}
+    values |= {"n": source.n, "h": source.h, "w": source.w, "pitch": source.cp}
+    values |= {"groups": norm.groups, "per": per, "eps": norm.epsilon}
+    values["share"] = 1.0 / (per * source.h * source.w)
+    arguments = [source.var, *numbers, *parameter_arrays(kernel, values)]
+    return low.emit.call(kernel, arguments, 2 * source.n * source.cp, "float32")

@@ -13,6 +13,7 @@ from ..measurement import EvaluationError
 from ..onnx_graph.graph import Graph, load_model
 from .cache import KernelCache, link
 from .cuda import compile_for_gpu
+from .flattening import flatten_pixels
 from .knobs import KnobChooser
 
 
@@ -36,10 +37,10 @@ def compile_onnx(
     """
     from tvm import relax
 
-    from . import conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
+    from . import across_rules, conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
     from .lowering import Lowering
 
-    graph = Graph(load_model(model) if isinstance(model, Path) else model)
+    graph = Graph(load_model(model) if isinstance(model, Path) else model, flatten_pixels)
     cache = KernelCache(profile.target, cache_folder)
     chooser = KnobChooser(cache, profile.isa, can_time=_runs_here(profile))
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..onnx_graph.graph import Node, conv_pads
 from ..onnx_graph.quantizers import is_constant, quantizer, stored_steps
-from ..onnx_graph.transposed import transposed_axes
+from ..onnx_graph.transposed import Axis, transposed_axes
 from .channel_rules import lower_scale
 from .image import Image
 from .kernels.script import worth_threads
@@ -19,6 +19,7 @@ from .layers import ConvLayer
 from .lowering import Lowering, rule
 from .packing import ConvGeometry
 from .sink import Sink
+from .spread import spread_depthwise
 from .transposed import Phases, phase_weights
 
 
@@ -106,14 +107,17 @@ def lower_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
 def lower_transposed_conv(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Two-dimensional transposed convolution with constant weights."""
     weights = _weights(low, node.inputs[1], 1, 4)
-    if weights is None or sink.residual is not None or node.get("group", 1) != 1:
+    if weights is None or sink.residual is not None:
         return None
+    groups = node.get("group", 1)
+    weights = _ungrouped(weights, groups)
     bias = _bias(low, node, len(weights.values))
     axes = transposed_axes(low.graph, node)
-    is_whole = all(axis.out % axis.stride == 0 for axis in axes)
-    if bias is None or not is_whole:
+    if bias is None:
         return None
     n, oc, ho, wo = low.graph.shape(node.output)
+    if groups == oc == low.graph.shape(node.inputs[0])[1] > 1:
+        return _transposed_depthwise(low, node, weights, bias, axes, sink)
     values, phases = phase_weights(weights.values, axes)
 
     def of_phases(channels: NDArray[Any]) -> NDArray[Any]:
@@ -121,17 +125,51 @@ def lower_transposed_conv(low: Lowering, node: Node, sink: Sink) -> Image | None
 
     scale = None if weights.scale is None else of_phases(weights.scale)
     geometry = ConvGeometry(
-        ic=values.shape[1],
-        icp=values.shape[1],
+        ic=groups * values.shape[1],
+        icp=groups * values.shape[1],
         oc=len(values),
         kernel=(values.shape[2], values.shape[3]),
         dilation=(axes[0].step, axes[1].step),
+        groups=groups,
+        phases=len(phases.shifts),
+        filled=phases.channels - oc,
     )
+    height, width = (axis.count * axis.stride for axis in axes)  # phases of one size
     layer = _Layer(
         *(node.inputs[0], geometry, Weights(values, scale), of_phases(bias), (0, 0)),
-        *((n, ho, wo), oc, node.proto.name, phases),
+        *((n, height, width), oc, node.proto.name, phases),
     )
-    return _lower_layer(low, layer, sink)
+    if (height, width) == (ho, wo):
+        return _lower_layer(low, layer, sink)
+    image = _lower_layer(low, layer, replace(sink, border=0))
+    return None if image is None else low.emit.part(image, ho, wo, sink)
+
+
+def _transposed_depthwise(
+    low: Lowering,
+    node: Node,
+    weights: Weights,
+    bias: NDArray[np.float64],
+    axes: tuple[Axis, Axis],
+    sink: Sink,
+) -> Image | None:
+    source = low.steps(node.inputs[0]) if weights.scale is not None else None
+    values, factor = weights.reals, np.ones(len(bias))
+    if source is None:
+        source = low.image(node.inputs[0])
+    elif weights.scale is not None:
+        values, factor = weights.values, source.scale * weights.scale.astype(np.float64)
+    if source.cp % 8:
+        return None
+    return spread_depthwise(low, source, axes, values, factor, bias, sink)
+
+
+def _ungrouped(weights: Weights, groups: int) -> Weights:
+    """Return transposed weights `(oc / groups, ic, kh, kw)` as `(oc, ic / groups, kh, kw)`."""
+    ocg, ic, *kernel = weights.values.shape
+    values = weights.values.reshape(ocg, groups, ic // groups, *kernel)
+    values = values.swapaxes(0, 1).reshape(groups * ocg, ic // groups, *kernel)
+    return Weights(values, None if weights.scale is None else np.tile(weights.scale, groups))
 
 
 @rule("Gemm", "MatMul")

@@ -64,8 +64,8 @@ class Emitter:
     def store(self, operands: Sequence[Image], sink: Sink, how: str = "add") -> Image:
         """Add or multiply one or two images and store the result.
 
-        The first has the size of the result; the second has it, too, or one pixel per image. A
-        single image that already is what the sink asks for is returned as it is.
+        The first has the size of the result; the second has it, too, or one pixel per image, or
+        one channel. A single image that already is what the sink asks for is returned as it is.
 
         Args:
             operands: The images.
@@ -79,18 +79,27 @@ class Emitter:
         var = self._elementwise(operands, output, sink, how)
         return replace(output, var=var)
 
+    def part(self, image: Image, h: int, w: int, sink: Sink) -> Image:
+        """Copy the first rows and columns of an image that is stored in the sink's numbers."""
+        sink = Sink(sink.border, sink.dtype, sink.scale, sink.zero_point)
+        output = replace(sink.image(image.n, h, w, image.c), data_max=image.data_max)
+        return replace(output, var=self._elementwise([image], output, sink, "add"))
+
     def _elementwise(
         self, operands: Sequence[Image], output: Image, sink: Sink, how: str, size: int = 0
     ) -> Any:
         """Emit an elementwise kernel; `size` is the length of its output if not the image's."""
-        first = operands[0]
-        operands = [self.with_pitch(i, output.cp) for i in operands]
+        first, is_gated = operands[0], operands[-1].c < operands[0].c
+        kept = operands[-1:] if is_gated else []
+        whole = operands[: len(operands) - len(kept)]
+        operands = [*(self.with_pitch(i, output.cp) for i in whole), *kept]
         kernel = elementwise_kernel(
             tuple(i.dtype for i in operands),
             sink.dtype,
             worth_threads(self.threads, output.size),
             how,
             sink.activation.name,
+            is_gated=is_gated,
         )
         values = {**output.as_output(), **sink.parameters()}
         for k, operand in enumerate(operands):

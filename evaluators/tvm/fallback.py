@@ -40,7 +40,8 @@ def import_node(
         The Relax variable of the result, a tuple if there are several outputs.
 
     Raises:
-        EvaluationError: If TVM does not know the operator; the message names it.
+        EvaluationError: If TVM does not know the operator, or makes another shape than ONNX; the
+            message names it.
     """
     model = _single_node_model(graph, node, list(arguments), constants)
     importer = ONNXGraphImporter({}, {}, keep_params_in_input=False)
@@ -50,13 +51,29 @@ def import_node(
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = importer.from_onnx(model.graph, opset)
-        return _inlined(builder, module, list(arguments.values()))
+        value = _inlined(builder, module, list(arguments.values()))
     except Exception as error:  # the frontend raises exceptions of many types
         discard(importer.bb)
         label = node.proto.name or node.output
         raise EvaluationError(
             f"Operator {node.op} (node '{label}') cannot be compiled by TVM: {error}", "build"
         ) from error
+    _check_shapes(graph, node, value)
+    return value
+
+
+def _check_shapes(graph: Graph, node: Node, value: Any) -> None:
+    """Refuse what TVM makes of a node if it has not the shapes that ONNX gives it."""
+    kinds = [value.ty] if len(node.outputs) == 1 else value.ty.fields
+    for name, kind in zip(node.outputs, kinds, strict=False):
+        found = "an unknown one" if kind.shape is None else tuple(map(int, kind.shape))
+        if name and found != graph.shape(name):
+            raise EvaluationError(
+                f"Operator {node.op} (node '{node.proto.name or node.output}') must make "
+                f"'{name}' with the shape {graph.shape(name)}, but TVM makes it with {found}. "
+                "Replace it in the model.",
+                "build",
+            )
 
 
 def discard(builder: relax.BlockBuilder) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -42,22 +42,50 @@ def lower_max_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     if source.cp % 8 or not _windows_begin_inside(node, source, shape):
         return None
     image = replace(source, var=None, n=shape[0], h=shape[2], w=shape[3], border=sink.border)
+    return _max_pool(low, source, image, _window(node, source), sink)
+
+
+@rule("GlobalMaxPool", "ReduceMax")
+def lower_global_max(low: Lowering, node: Node, sink: Sink) -> Image | None:
+    """Largest number of each channel over height and width."""
+    before, shape = low.graph.shape(node.inputs[0]), low.graph.shape(node.output)
+    if len(before) != 4 or (node.op == "ReduceMax" and not _is_spatial(low, node)):
+        return None
+    source = low.source(node.inputs[0])
+    if source.cp % 8:
+        return None
+    n, h, w = (1, 1, before[0]) if len(shape) == 2 else (before[0], 1, 1)
+    image = replace(source, var=None, n=n, h=h, w=w, border=sink.border)
+    window = _whole(source)
+    if len(shape) == 2:  # one pixel per image, so that rows of pixels come out
+        window |= {"n": before[0], "wo": 1, "dns": image.cp}
+    return _max_pool(low, source, image, window, sink)
+
+
+def _max_pool(
+    low: Lowering, source: Image, image: Image, window: Mapping[str, float], sink: Sink
+) -> Image:
     lanes = next(
         size
         for size in (32, 16, 8)
         if image.cp % size == 0 and (size == 8 or source.dtype == "uint8")
     )
     kernel = max_pool_kernel(source.dtype, lanes, worth_threads(low.threads, source.size))
-    values = {**image.as_output(), **source.as_source(), **_window(node, source)}
+    values = {**image.as_output(), **source.as_source(), **window}
     pooled = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], image)
     return low.emit.store([pooled], sink)
+
+
+def _whole(source: Image) -> dict[str, float]:
+    """Parameters of a window over the whole image."""
+    return {"hi": source.h, "wi": source.w, "kh": source.h, "kw": source.w, "sh": 1, "sw": 1}
 
 
 @rule("AveragePool", "GlobalAveragePool", "ReduceMean")
 def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Average pooling and the mean over height and width."""
     shape = low.graph.shape(node.inputs[0])
-    if len(shape) != 4 or (node.op == "ReduceMean" and not _is_spatial_mean(low, node)):
+    if len(shape) != 4 or (node.op == "ReduceMean" and not _is_spatial(low, node)):
         return None
     is_window = node.op == "AveragePool"
     if is_window and set(node.get("dilations", [1])) != {1}:
@@ -75,9 +103,7 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     output = sink.image(1, 1, n, c) if is_row else sink.image(n, h, w, c)
     kernel = average_pool_kernel(source.dtype, sink.dtype, worth_threads(low.threads, source.size))
     values = {**output.as_output(), **sink.parameters(), **source.as_source()}
-    window = _window(node, source)
-    if not is_window:
-        window |= {"kh": source.h, "kw": source.w, "pt": 0, "pl": 0, "sh": 1, "sw": 1, "whole": 0}
+    window = _window(node, source) if is_window else _whole(source)
     if is_row:  # one pixel per image, so that rows of pixels come out
         values |= {"n": n, "wo": 1, "dns": output.cp}
     values |= {**window, "za": source.zero_point, "f": source.scale / sink.scale}
@@ -89,7 +115,7 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
 def lower_token_mean(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Mean over the rows of each matrix of a batch."""
     shape = low.graph.shape(node.inputs[0])
-    if len(shape) != 3 or _mean_axes(low, node) != [1]:
+    if len(shape) != 3 or reduced_axes(low, node) != [1]:
         return None
     n, tokens, channels = shape
     source = low.source(node.inputs[0])
@@ -104,11 +130,12 @@ def lower_token_mean(low: Lowering, node: Node, sink: Sink) -> Image | None:
     return low.emit.store([image], sink) if sink.dtype == "float32" else image
 
 
-def _is_spatial_mean(low: Lowering, node: Node) -> bool:
-    return _mean_axes(low, node) == [2, 3]
+def _is_spatial(low: Lowering, node: Node) -> bool:
+    return reduced_axes(low, node) == [2, 3]
 
 
-def _mean_axes(low: Lowering, node: Node) -> list[int]:
+def reduced_axes(low: Lowering, node: Node) -> list[int]:
+    """Return the axes that a reduction names, counted from the first one."""
     axes = node.get("axes", None)
     if axes is None and len(node.inputs) > 1 and node.inputs[1]:
         value = low.graph.constant(node.inputs[1])
@@ -140,7 +167,7 @@ def _is_worth_multiplying(low: Lowering, node: Node) -> bool:
 
 @rule("Mul", worth=_is_worth_multiplying)
 def lower_mul(low: Lowering, node: Node, sink: Sink) -> Image | None:
-    """Product of two images, one of which may have a single pixel per image (a channel's gate)."""
+    """Product of two images, one of which may be a gate for each channel or for each pixel."""
     scaled = lower_scale(low, node, sink)
     if scaled is not None:
         return scaled

@@ -209,7 +209,8 @@ class ConvLayer:
     def is_depthwise(self) -> bool:
         """Whether each channel has a kernel of its own, in images of one channel pitch."""
         g = self.geometry
-        return g.groups == g.ic == g.oc and g.groups > 1 and self.source.cp == g.ocp
+        is_own = self.phases is None and g.groups == g.ic == g.oc
+        return is_own and g.groups > 1 and self.source.cp == g.ocp
 
     def _depthwise_call(self, knobs: Knobs) -> Call:
         g, source, form = self.geometry, self.source, DEPTHWISE_FORMS[knobs.form]

@@ -41,11 +41,12 @@ Rule = Callable[["Lowering", Node, Sink], Image | None]
 RULES: dict[str, list[Rule]] = {}
 ROW_RULES: dict[str, list[Rule]] = {}
 IsWorth = Callable[["Lowering", Node], bool]
-_WORTH: dict[str, IsWorth] = {}
+_WORTH: dict[str, list[IsWorth]] = {}
 # Their kernels activate what they store.
 _ACTIVATING = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul"),
     *("Add", "Mul", "Sub", "Div", "BatchNormalization", "PRelu"),
+    *("InstanceNormalization", "GroupNormalization", "LRN"),
 )
 _OWN_ONLY = ("mish", "silu")  # activations that TVM has not, or less exact
 
@@ -55,10 +56,12 @@ def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule
 
     Args:
         operators: Their names.
-        worth: Whether a float node is worth an own kernel; by default, if an input comes from one.
+        worth: Whether a float node is worth an own kernel, beside what other rules say of it; by
+            default, if an input comes from one.
     """
     if worth is not None:
-        _WORTH.update(dict.fromkeys(operators, worth))
+        for operator in operators:
+            _WORTH.setdefault(operator, []).append(worth)
     return _registered(RULES, operators)
 
 
@@ -313,6 +316,8 @@ class Lowering:
                 widest = max(widest, *conv_pads(self.graph, user))
             elif user.op == "ConvTranspose":
                 widest = max(widest, *(a.border for a in transposed_axes(self.graph, user)))
+            elif user.op == "LRN":
+                widest = max(widest, 1)
         return widest
 
     def _has_own_kernel(self, node: Node) -> bool:
@@ -341,7 +346,7 @@ class Lowering:
         if len(self.graph.shape(node.output)) != 4 and set(node.inputs) & self._own_rows:
             return True
         if node.op in _WORTH:
-            return _WORTH[node.op](self, node)
+            return any(is_worth(self, node) for is_worth in _WORTH[node.op])
         return any(name in self._own for name in node.inputs)
 
     def multiplies_activations(self, node: Node) -> bool:

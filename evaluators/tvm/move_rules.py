@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..onnx_graph.graph import Graph, Node
-from ..onnx_graph.resampling import Taps, resampled_axes
+from ..onnx_graph.resampling import resampled_axes
+from ..onnx_resize import Taps
 from .image import Image
 from .kernels.pointwise import move_kernel, resample_kernel
 from .layers import parameter_arrays
@@ -31,8 +32,9 @@ class _Channels:
 
 def is_worth_moving(low: Lowering, node: Node) -> bool:
     """Whether a move reads an image, and what it makes is wanted as one."""
-    if _pixels(low.graph, node) is not None:
-        return low.is_own(node.inputs[0])
+    unmoved = _pixels(low.graph, node)
+    if unmoved is not None and low.is_own(unmoved[0]):
+        return True
     move = _move(low, node)
     if move is None or _channels(move) is None:
         return _taps(low.graph, node) is not None
@@ -47,9 +49,10 @@ def is_worth_moving(low: Lowering, node: Node) -> bool:
 
 
 def _feeds_layer(graph: Graph, name: str) -> bool:
-    """Whether a linear layer reads a tensor, quantized or not."""
+    """Whether a linear layer or its normalization reads a tensor, quantized or not."""
     for user in graph.users(name):
-        if user.op in ("Gemm", "MatMul") and user.inputs[0] == name:
+        is_first = user.inputs[0] == name
+        if user.op in ("Gemm", "MatMul", "LayerNormalization") and is_first:
             return True
         passes = user.op in ("QuantizeLinear", "DequantizeLinear")
         if passes and _feeds_layer(graph, user.output):
@@ -174,13 +177,30 @@ def _move(low: Lowering, node: Node) -> Move | None:
     return low.moves[node.output]
 
 
-def _pixels(graph: Graph, node: Node) -> tuple[int, int, int] | None:
-    """Return batch, height and width of what lies as before: `(n, c, 1, 1)` is `(n, c)`."""
-    before, after = graph.shape(node.inputs[0]), graph.shape(node.output)
+def _pixels(graph: Graph, node: Node) -> tuple[str, int, int, int] | None:
+    """Return the tensor, batch, height and width of what lies as before.
+
+    That is `(n, c, 1, 1)` as `(n, c)`, and an image as rows of pixels: a Transpose of all its
+    pixels, `(n, c, h * w)`, to `(n, h * w, c)`. And both the other way round.
+    """
+    data = node.inputs[0]
+    before, after = graph.shape(data), graph.shape(node.output)
     if len(before) == 4 and before[2:] == (1, 1) and after == before[:2]:
-        return 1, 1, before[0]
+        return data, 1, 1, before[0]
     if len(after) == 4 and after[2:] == (1, 1) and before == after[:2]:
-        return after[0], 1, 1
+        return data, after[0], 1, 1
+    maker = graph.producer(data)
+    turned = next((m for m in (node, maker) if m is not None and m.op == "Transpose"), None)
+    if maker is None or turned is None or turned.get("perm", None) != [0, 2, 1]:
+        return None
+    data = maker.inputs[0]
+    before = graph.shape(data)
+    if maker.op == "Transpose" and node.op == "Reshape" and len(after) == 4:
+        n, c, h, w = after
+        return (data, n, h, w) if before == (n, h * w, c) else None
+    if maker.op == "Reshape" and node.op == "Transpose" and len(before) == 4:
+        n, c, h, w = before
+        return (data, 1, 1, n * h * w) if after == (n, h * w, c) else None
     return None
 
 
@@ -189,10 +209,12 @@ def _unmoved(low: Lowering, node: Node, sink: Sink) -> Image | None:
     pixels = _pixels(low.graph, node)
     if pixels is None:
         return None
-    source = low.source(node.inputs[0])
+    data, n, h, w = pixels
+    if not low.is_own(data):
+        return None
+    source = low.source(data)
     if source.border or source.cp % 8:
         return None
-    n, h, w = pixels
     return low.emit.store([replace(source, n=n, h=h, w=w)], sink)
 
 

@@ -26,6 +26,8 @@ class ConvGeometry:
         stride: Vertical and horizontal.
         dilation: Vertical and horizontal.
         groups: Groups of channels.
+        phases: Of a transposed convolution: each has all groups, and as many of the `oc` channels.
+        filled: Channels at the end of each phase that fill it up.
     """
 
     ic: int
@@ -35,6 +37,8 @@ class ConvGeometry:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    phases: int = 1
+    filled: int = 0
 
     @property
     def ocp(self) -> int:
@@ -50,6 +54,14 @@ class ConvGeometry:
     def n_segments(self) -> int:
         """Contiguous runs per output pixel."""
         return self.kernel[0] * (1 if self.rows_are_whole else self.kernel[1])
+
+    def groups_of(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the group of output channels; what fills them up belongs to the last one."""
+        whole = self.oc // self.phases
+        used = whole - self.filled
+        inside = np.minimum(np.minimum(channels, self.oc - 1) % whole, used - 1)
+        groups: NDArray[np.int64] = inside // (used // self.groups)
+        return groups
 
     def segment_offsets(self, row: int) -> NDArray[np.int32]:
         """Offset of each segment from the first one; `row` is the pitch of the image's rows."""
@@ -103,8 +115,7 @@ def _spread_groups(
     blocks: NDArray[np.generic], index: NDArray[np.int64], geometry: ConvGeometry, icg: int
 ) -> tuple[NDArray[np.generic], NDArray[np.int32]]:
     """Put weights at their group's place among the input channels that their block reads."""
-    ocg = geometry.oc // geometry.groups
-    group = np.minimum(index, geometry.oc - 1) // ocg
+    group = geometry.groups_of(index)
     length = int((group.max(1) - group.min(1) + 1).max()) * icg
     offsets = np.minimum(group.min(1) * icg, geometry.ic - length)
     spread = np.zeros((*blocks.shape[:4], length), blocks.dtype)

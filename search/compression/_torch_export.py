@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from onnx import ModelProto
@@ -57,19 +57,50 @@ def export_torch(model: nn.Module, example_input: Tensor) -> ModelProto:
     """
     try:
         with _quiet():
-            program = torch.onnx.export(
-                model,
-                (example_input,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                verbose=False,
-            )
+            found = _export(model, (example_input,))
+            if any(node.op_type == "GatherND" for node in found.graph.node):
+                # The exporter writes uneven adaptive pools with it, which few runtimes have.
+                found = _export(_with_even_pools(model, example_input), ())
     except Exception as error:  # torch raises types of its private modules
         raise ExportError(_explain(error)) from error
+    return found
+
+
+def _export(
+    model: nn.Module | torch.export.ExportedProgram, inputs: tuple[Tensor, ...]
+) -> ModelProto:
+    program = torch.onnx.export(
+        model,
+        inputs,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        verbose=False,
+    )
     assert program is not None  # None is returned only when a file is written
     return program.model_proto
+
+
+def _with_even_pools(model: nn.Module, example_input: Tensor) -> torch.export.ExportedProgram:
+    """Return the traced model, its adaptive average pools as means over slices of the image."""
+    program = torch.export.export(model, (example_input,), strict=False)
+    pool = torch.ops.aten.adaptive_avg_pool2d.default
+    even: torch.export.ExportedProgram = program.run_decompositions({pool: _adaptive_average})
+    return even
+
+
+def _adaptive_average(images: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Average each window of an adaptive pool, rows first, then columns."""
+    for axis, size in zip((2, 3), sizes, strict=True):
+        n = images.shape[axis]
+        windows = [(i * n // size, -(-(i + 1) * n // size)) for i in range(size)]
+        means = [
+            images.narrow(axis, begin, end - begin).mean(axis, keepdim=True)
+            for begin, end in windows
+        ]
+        images = torch.cat(means, axis)
+    return images
 
 
 def _explain(error: BaseException) -> str:

@@ -212,6 +212,47 @@ SINGLE: dict[str, tuple[list[onnx.NodeProto], tuple[int, ...], Constants]] = {
     "identity": ([node("Identity", "input")], IMAGE, {}),
     "depth_to_space": ([node("DepthToSpace", "input", blocksize=2)], IMAGE, {}),
     "pixel_shuffle": ([node("DepthToSpace", "input", blocksize=2, mode="CRD")], IMAGE, {}),
+    "resize_bilinear": (
+        [node("Resize", "input - scales", mode="linear")],
+        IMAGE,
+        {"scales": np.array([1, 1, 2, 1.5], np.float32)},
+    ),
+    "resize_to_sizes": (
+        [node("Resize", "input - - sizes", mode="linear",
+              coordinate_transformation_mode="align_corners")],
+        IMAGE,
+        {"sizes": ints(1, 4, 5, 16)},
+    ),
+    "resize_smooth": (
+        [node("Resize", "input - - sizes", mode="linear", antialias=1)],
+        IMAGE,
+        {"sizes": ints(1, 4, 4, 3)},
+    ),
+    "resize_nearest": (
+        [node("Resize", "input - scales", coordinate_transformation_mode="asymmetric",
+              nearest_mode="floor")],
+        IMAGE,
+        {"scales": np.array([1, 1, 2, 2], np.float32)},
+    ),
+    "resize_cubic_axes": (
+        [node("Resize", "input - - sizes", mode="cubic", axes=[3, 2])],
+        IMAGE,
+        {"sizes": ints(11, 20)},
+    ),
+    "argmax": (
+        [node("ArgMax", "input", "i", axis=1), node("Cast", "i", to=TensorProto.FLOAT)], IMAGE, {},
+    ),
+    "argmax_flat": (
+        [
+            node("ArgMax", "input", "i", axis=-1, keepdims=0),
+            node("Cast", "i", to=TensorProto.FLOAT),
+        ],
+        IMAGE,
+        {},
+    ),
+    "argmin": (
+        [node("ArgMin", "input", "i", axis=2), node("Cast", "i", to=TensorProto.FLOAT)], IMAGE, {},
+    ),
     "concat_with_constant": (
         [node("Concat", "c input", axis=1)], (5, 6), {"c": floats(1, 2, 6)},
     ),
@@ -232,6 +273,20 @@ for unary in (
 def test_operators_give_what_onnxruntime_gives(name: str) -> None:
     nodes, shape, constants = SINGLE[name]
     assert_equal_to_onnxruntime(make_model(nodes, shape, constants), shape)
+
+
+def test_gradients_pass_a_resize_that_ran_without_them_before() -> None:
+    scales = np.array([1, 1, 2, 3], np.float32)
+    model = make_model(
+        [node("Resize", "input - scales", mode="linear")], (2, 3, 5), {"scales": scales}
+    )
+    module, inputs = OnnxModule(model), torch.from_numpy(floats(1, 2, 3, 5))
+    with torch.inference_mode():
+        module(inputs)
+    module(inputs.requires_grad_()).sum().backward()
+    assert inputs.grad is not None
+    # Each output's weights add up to one, and there are 6 times as many outputs.
+    torch.testing.assert_close(inputs.grad.sum(), torch.tensor(180.0))
 
 
 def test_every_supported_operator_is_known_to_onnx() -> None:
@@ -436,6 +491,8 @@ def test_observed_tensors_are_shown_in_order_and_can_be_replaced() -> None:
             "'ReduceMean' at node 'ReduceMean to output'.*reduces all axes",
         ),
         ([node("Slice", "input a b c d")], "runs backwards"),
+        ([node("Resize", "input - twice", mode="linear")], "'Resize'.*resizes the batch"),
+        ([node("ArgMax", "input", axis=1, select_last_index=1)], "takes the last"),
         ([node("Cast", "input", "i", to=TensorProto.INT8), node("Cast", "i", to=1)], "casts to"),
         ([node("Cast", "input", "n", to=7), node("Reshape", "input n")], "'n' is computed"),
         ([node("MaxPool", "input", "output i", kernel_shape=[1, 1])], "indices"),
@@ -458,6 +515,7 @@ def test_observed_tensors_are_shown_in_order_and_can_be_replaced() -> None:
 def test_forms_that_are_not_supported_are_named(nodes: list[onnx.NodeProto], message: str) -> None:
     constants: Constants = {"a": ints(3), "b": ints(0), "c": ints(2), "d": ints(-1)}
     constants |= {"s": number(0.1), "t": number(0.2), "z": np.array(3, np.uint8)}
+    constants |= {"twice": np.full(4, 2, np.float32)}
     constants |= {"v": floats(4), "w": np.zeros(4, np.uint8)}
     with pytest.raises(UnsupportedOperatorError, match=message):
         OnnxModule(make_model(nodes, (4, 4, 4), constants))

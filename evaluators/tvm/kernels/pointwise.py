@@ -15,12 +15,12 @@ _CLAMP = ("flo", "fhi", "step", "qlo", "qhi")
 _SIGNS = {"add": "+", "mul": "*"}
 
 
-def _real(buffer: str, dtype: str, at: str, operand: int) -> str:
-    """Real value of eight numbers; scale `f<k>` and zero point `z<k>` where they are uint8."""
+def real_numbers(buffer: str, dtype: str, at: str, operand: int, lanes: int = 8) -> str:
+    """Real value of a vector; scale `f<k>` and zero point `z<k>` where its numbers are uint8."""
     if dtype == "float32":
         return f"{buffer}[{at}]"
-    steps = f"T.Cast('int32x8', {buffer}[{at}]) - T.broadcast(z{operand}, 8)"
-    return f"T.Cast('float32x8', {steps}) * T.broadcast(f{operand}, 8)"
+    steps = f"T.Cast('int32x{lanes}', {buffer}[{at}]) - T.broadcast(z{operand}, {lanes})"
+    return f"T.Cast('float32x{lanes}', {steps}) * T.broadcast(f{operand}, {lanes})"
 
 
 def _stored(value: str, output: str, lanes: int = 8) -> str:
@@ -46,7 +46,13 @@ def _border(output: str) -> list[str]:
 
 
 def elementwise_kernel(
-    operands: tuple[str, ...], output: str, threads: int, how: str = "add", function: str = ""
+    operands: tuple[str, ...],
+    output: str,
+    threads: int,
+    how: str = "add",
+    function: str = "",
+    *,
+    is_gated: bool = False,
 ) -> Kernel:
     """Return the kernel that adds or multiplies one or two images, activates, clamps and stores.
 
@@ -58,13 +64,19 @@ def elementwise_kernel(
         threads: Number of threads of the network.
         how: `add` or `mul`.
         function: Name of an activation, or an empty string.
+        is_gated: Whether the last operand has one number for all channels of a pixel.
     """
     names = [f"A{k}" for k in range(len(operands))]
-    at = "T.ramp(b * a{0}ns + y * a{0}rs + x * a{0}cs + a{0}off + c * 8, 1, 8)"
+    pixel = "b * a{0}ns + y * a{0}rs + x * a{0}cs + a{0}off"
     values = [
-        _real(name, dtype, at.format(k), k)
+        real_numbers(name, dtype, f"T.ramp({pixel.format(k)} + c * 8, 1, 8)", k)
         for k, (name, dtype) in enumerate(zip(names, operands, strict=True))
     ]
+    if is_gated:
+        last = len(operands) - 1
+        values[last] = (
+            f"T.broadcast({_single(names[last], operands[last], pixel.format(last), last)}, 8)"
+        )
     loops = [
         f"for y in {parallel('ho', threads)}:",
         *("for b in range(n):", "for x in range(wo):", "for c in range(dcs // 8):"),
@@ -74,8 +86,9 @@ def elementwise_kernel(
     lines, result = activate(function, joined, 8)
     store = f"D[{to}] = {_stored(result, output)}"
     per_operand = [f"a{k}{s}" for k in range(len(operands)) for s in ("ns", "rs", "cs", "off")]
+    name = how + "_gate" * is_gated + f"_{function}" * bool(function)
     return Kernel(
-        kind=f"{how}{f'_{function}' * bool(function)}_{'_'.join(operands)}_{output}",
+        kind=f"{name}_{'_'.join(operands)}_{output}",
         buffers=(*zip(names, operands, strict=True), ("D", output)),
         ints=(*_OUTPUT, *per_operand, *(f"z{k}" for k in range(len(operands)))),
         floats=(*_CLAMP, *activation.FLOATS, *(f"f{k}" for k in range(len(operands)))),
@@ -91,7 +104,7 @@ def concat_kernel(operands: tuple[str, ...], output: str, threads: int) -> Kerne
     """
     lines: list[str] = []
     for k, dtype in enumerate(operands):
-        vector = _real(f"A{k}", dtype, f"T.ramp(from{k} + c * 8, 1, 8)", k)
+        vector = real_numbers(f"A{k}", dtype, f"T.ramp(from{k} + c * 8, 1, 8)", k)
         single = _single(f"A{k}", dtype, f"from{k} + c{k} // 8 * 8 + t", k)
         pixel = [
             f"from{k}: T.let[T.int32] = b * a{k}ns + y * a{k}rs + x * a{k}cs + a{k}off",
@@ -299,7 +312,8 @@ def resample_kernel(data: str, output: str, taps: tuple[int, int], threads: int)
 def channel_kernel(data: str, output: str, how: str, function: str, threads: int) -> Kernel:
     """Return the kernel that changes every channel by numbers of its own, activates and stores.
 
-    `S` and `B` hold them, for each image `sns` further on (0 where all images share them).
+    `S` and, from `bo` on, `B` hold them, for each image `sns` further on (0 where all images share
+    them).
 
     Args:
         data: dtype of `A0`.
@@ -309,8 +323,8 @@ def channel_kernel(data: str, output: str, how: str, function: str, threads: int
         threads: Number of threads of the network.
     """
     at = "T.ramp(b * a0ns + y * a0rs + x * a0cs + a0off + c * 8, 1, 8)"
-    first, second = (f"{name}[T.ramp(b * sns + c * 8, 1, 8)]" for name in "SB")
-    value, zero = _real("A0", data, at, 0), "T.broadcast(T.float32(0), 8)"
+    first, second = "S[T.ramp(b * sns + c * 8, 1, 8)]", "B[T.ramp(b * sns + bo + c * 8, 1, 8)]"
+    value, zero = real_numbers("A0", data, at, 0), "T.broadcast(T.float32(0), 8)"
     changed = f"({value}) * {first} + {second}"
     if how == "slope":
         changed = f"T.max({value}, {zero}) + T.min({value}, {zero}) * {first} + {second}"
@@ -323,7 +337,7 @@ def channel_kernel(data: str, output: str, how: str, function: str, threads: int
     return Kernel(
         kind=f"{how}{f'_{function}' * bool(function)}_{data}_{output}",
         buffers=(("A0", data), ("S", "float32"), ("B", "float32"), ("D", output)),
-        ints=(*_OUTPUT, "a0ns", "a0rs", "a0cs", "a0off", "z0", "sns"),
+        ints=(*_OUTPUT, "a0ns", "a0rs", "a0cs", "a0off", "z0", "sns", "bo"),
         floats=(*_CLAMP, *activation.FLOATS, "f0"),
         body=(*_border(output), *nest(loops, [*lines, f"D[{to}] = {_stored(result, output)}"])),
     )

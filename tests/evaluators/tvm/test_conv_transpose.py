@@ -55,6 +55,36 @@ def test_integer(builder: Any, run_tvm: Any, run_reference: Any, bits: int) -> N
         assert (error > 1e-4).mean() < 0.02
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("per_group", [1, 3])
+def test_integer_groups(
+    builder: Any, run_tvm: Any, run_reference: Any, bits: int, per_group: int
+) -> None:
+    """With one channel per group and with several, of sizes that do and do not divide."""
+    b, groups = builder, 12 // per_group
+    x = b.quantized(b.conv(b.quantized("input", STEP, 100), (12, 3, 1, 1), 7, STEP), STEP, 100)
+    outputs = []
+    for form in (
+        *FORMS[:3],
+        dict(strides=[2, 2], pads=[1] * 4),
+        dict(strides=[2, 2], output_shape=[11, 9]),
+    ):
+        weights, scale = b.weights((12, per_group, 3, 3), bits, axis=1)
+        unit = (np.float32(STEP) * np.tile(scale, groups)).astype(np.float32)
+        steps = np.rint(b.rng.standard_normal(12) * 0.1 / unit).astype(np.int32)
+        bias = b.op("DequantizeLinear", b.constant(steps), b.constant(unit), axis=0)
+        y = b.op("ConvTranspose", x, weights, bias, group=groups, **form)
+        outputs.append(b.quantized(b.op("Relu", y), STEP))
+        outputs.append(b.op("Sigmoid", b.op("ConvTranspose", x, weights, group=groups, **form)))
+    model = b.model((2, 3, 6, 5), *outputs)
+    data = np.random.default_rng(3).standard_normal((2, 3, 6, 5)).astype(np.float32)
+    for got, expected in zip(run_tvm(model, data), run_reference(model, data), strict=True):
+        error = np.abs(got - expected)
+        assert error.max() <= 1.01 * STEP
+        assert (error > 1e-4).mean() < 0.02
+
+
 @st.composite
 def forms(draw: st.DrawFn) -> dict[str, Any]:
     def pair(low: int, high: int) -> list[int]:

@@ -52,6 +52,22 @@ def test_a_narrower_model_goes_into_the_graph_of_a_wider_one() -> None:
     assert_same(narrow, exported, (3, 8, 8))
 
 
+@pytest.mark.parametrize(("size", "pooled"), [(10, 7), (4, 7), (9, 2)])
+def test_pools_to_sizes_that_do_not_divide_are_exported(size: int, pooled: int) -> None:
+    def network(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(pooled)]
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * pooled**2, 5)).eval()
+
+    base = BaseGraph.export(network(16), torch.randn(1, 3, size, size))
+    for width in (16, 6):
+        model = network(width)
+        exported = base.instantiate(model.state_dict())
+        onnx.checker.check_model(exported, full_check=True)
+        assert "GatherND" not in ops(exported)
+        assert_same(model, exported, (3, size, size))
+
+
 class Sloped(nn.Module):
     """The exporter gives the slopes of a PReLU axes of size 1."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.slow
 DOT = r"\b[su]{1,2}dot\b"
 I8MM = r"\bu?[su]mmla\b|\bus?u?dot\b|\bsudot\b"
 VNNI = "vpdpbusd"
+# After AVX-512 VNNI: AVX512-FP16 (bytes are moved with `vmovw`), BF16, VNNI-INT8, AMX.
+AFTER_VNNI = r"\bvmovw\b|\bvdpbf16ps\b|\bvpdpb(ss|su|uu)ds?\b|\btdpb"
 
 
 def layer(top: int, groups: int = 1) -> ConvLayer:
@@ -38,8 +41,12 @@ def layer(top: int, groups: int = 1) -> ConvLayer:
 
 
 def assembly(kernel: Kernel, profile: str) -> str:
-    target = tvm.target.Target(dict(load_profile(profile).target))
-    text: str = tvm.compile(from_source(kernel.text("kernel")), target).mod.inspect_source("asm")
+    return assembly_for(kernel, load_profile(profile).target)
+
+
+def assembly_for(kernel: Kernel, target: Mapping[str, object]) -> str:
+    compiled = tvm.compile(from_source(kernel.text("kernel")), tvm.target.Target(dict(target)))
+    text: str = compiled.mod.inspect_source("asm")
     return text
 
 
@@ -51,12 +58,12 @@ def best(profile: str, top: int, groups: int = 1) -> str:
 
 @pytest.mark.parametrize("groups", [1, 64], ids=["dense", "depthwise"])
 @pytest.mark.parametrize(
-    ("profile", "top", "has", "lacks"),
+    ("profile", "top", "has", "lacks"),  # two of `has`: of dense layers, and of depthwise ones
     [
         ("x86-64-v3", 63, r"vpmadd(ubsw|wd).*ymm", rf"zmm|{VNNI}"),
-        ("x86-64-v3-vnni", 127, r"vpdpbusd.*ymm|vpmaddwd.*ymm", "zmm"),
+        ("x86-64-v3-vnni", 127, (r"vpdpbusd.*ymm", r"vpmaddwd.*ymm"), "zmm"),
         ("x86-64-v4", 63, r"vpmadd(ubsw|wd).*zmm", VNNI),
-        ("x86-64-v4-vnni", 127, r"vpdpbusd.*zmm|vpmaddwd.*zmm", "%mm"),
+        ("x86-64-v4-vnni", 127, (r"vpdpbusd.*zmm", r"vpdpwssd.*zmm"), AFTER_VNNI),
         ("raspberry-pi-3", 63, r"\bsmlal2?\b", rf"{DOT}|{I8MM}"),
         ("raspberry-pi-4", 127, r"\bsmlal2?\b", rf"{DOT}|{I8MM}"),
         ("raspberry-pi-5", 127, r"\bsdot\b", I8MM),
@@ -66,11 +73,20 @@ def best(profile: str, top: int, groups: int = 1) -> str:
     ],
 )
 def test_family_has_its_instruction_and_no_newer_one(
-    profile: str, top: int, has: str, lacks: str, groups: int
+    profile: str, top: int, has: str | tuple[str, str], lacks: str, groups: int
 ) -> None:
     code = best(profile, top, groups)
-    assert re.search(has, code)
+    assert re.search(has if isinstance(has, str) else has[groups > 1], code)
     assert not re.search(lacks, code)
+
+
+@pytest.mark.parametrize("groups", [1, 64], ids=["dense", "depthwise"])
+def test_newer_instructions_than_vnni_would_be_found(groups: int) -> None:
+    profile = load_profile("x86-64-v4-vnni")
+    case = layer(127, groups)
+    kernel = case.call(options(case, profile.isa)[0]).kernel
+    target = {**profile.target, "mcpu": "sapphirerapids"}
+    assert re.search(AFTER_VNNI, assembly_for(kernel, target))
 
 
 @pytest.mark.parametrize("profile", ["x86-64-v3-vnni", "x86-64-v4-vnni"])
