@@ -41,7 +41,12 @@ def compile_onnx(
 
     graph = Graph(load_model(model) if isinstance(model, Path) else model)
     cache = KernelCache(profile.target, cache_folder)
-    chooser = KnobChooser(cache, profile.isa, can_time=_runs_here(profile))
+    chooser = KnobChooser(
+        cache,
+        profile.isa,
+        can_time=_runs_here(profile),
+        has_f16c="f16c" in profile.features,
+    )
     try:
         module = Lowering(graph, cache, chooser, profile).run()
         if profile.device == "cuda":

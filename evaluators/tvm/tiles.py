@@ -48,6 +48,7 @@ class _Cost:
 
 _COSTS = {
     "f32": _Cost(0.5, store=2.0, spare=1.0),
+    "f16": _Cost(0.5, store=2.0, spare=1.0),
     "dot": _Cost(0.5, spare=1.0, per_pixel=0.5),
     "pair1": _Cost(1.1),
     "pair2": _Cost(0.85),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from paredown.evaluators.tvm.image import Image
-from paredown.evaluators.tvm.kernels.conv import Knobs
+from paredown.evaluators.tvm.kernels.conv import FORMS, Knobs
 from paredown.evaluators.tvm.knobs import options
 from paredown.evaluators.tvm.layers import ConvLayer
 from paredown.evaluators.tvm.packing import ConvGeometry
@@ -157,9 +157,9 @@ def run(kernels: Any, layer: ConvLayer, knobs: Knobs, data: Any, *more: Any) -> 
     return kernels.run(call.kernel, arguments, layer.output)
 
 
-def settings_of(kernels: Any, layer: ConvLayer) -> list[Knobs]:
+def settings_of(kernels: Any, layer: ConvLayer, *, has_f16c: bool = True) -> list[Knobs]:
     """Return the first setting of every form; all would be compiled for minutes."""
-    found = options(layer, kernels.isa)
+    found = options(layer, kernels.isa, has_f16c=has_f16c)
     assert found
     for knobs in found:
         assert knobs.ocb <= layer.geometry.ocp
@@ -234,6 +234,27 @@ def test_float_layer(kernels: Any, sizes: Sizes, seed: int, is_quantized: bool) 
 
 @given(sizes=sizes(), seed=numbers)
 @few
+def test_layer_of_halves(kernels: Any, sizes: Sizes, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = Case(sizes, rng, Sink(1), 32)
+    case.weights = case.weights.astype(np.float16).astype(np.float32)
+    source, channels = source_image(sizes, "float32"), sizes.geometry.oc
+    data = rng.standard_normal((source.n, source.h, source.w, source.c)).astype(np.float32)
+    zeros, ones = (np.full(channels, value, np.float32) for value in (0, 1))
+    layer = replace(case.layer(source, zeros, ones), is_half=True)
+    expected = sums(sizes, data, case.weights)
+    in_place = settings_of(kernels, layer)[0]
+    unpacked = settings_of(kernels, layer, has_f16c=False)[0]
+    assert (in_place.form == "f16") == kernels.isa.startswith("avx")
+    assert layer.call(in_place).constants[0].dtype == FORMS[in_place.form].weights
+    assert (layer.call(in_place).weights is None) == (in_place.form == "f16")
+    assert layer.call(unpacked).weights is not None
+    for knobs in (in_place, unpacked):
+        assert_close(run(kernels, layer, knobs, data), expected)
+
+
+@given(sizes=sizes(), seed=numbers)
+@few
 def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = Sink(2).image(sizes.n, *sizes.outer, sizes.geometry.oc)
@@ -272,3 +293,9 @@ def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     expected = np.maximum(sums(sizes, data, case.weights) + bias, 0)
     for knobs in settings_of(kernels, layer):
         assert_close(run(kernels, layer, knobs, data), expected)
+    case.weights = case.weights.astype(np.float16).astype(np.float32)
+    layer = replace(layer, weights=case.weights, is_half=True)
+    expected = np.maximum(sums(sizes, data, case.weights) + bias, 0)
+    knobs = settings_of(kernels, layer)[0]
+    assert layer.call(knobs).weights is not None
+    assert_close(run(kernels, layer, knobs, data), expected)
