@@ -45,7 +45,7 @@ def compile_onnx(
         cache,
         profile.isa,
         can_time=_runs_here(profile),
-        has_f16c="f16c" in profile.features,
+        reads_halves=profile.reads_halves,
     )
     try:
         module = Lowering(graph, cache, chooser, profile).run()

@@ -19,14 +19,14 @@ from .tiles import Extent, tiles
 _TILES = 4  # how many are timed per form
 
 
-def options(layer: ConvLayer, isa: str, *, has_f16c: bool = False) -> list[Knobs]:
+def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[Knobs]:
     """Return the settings worth timing for a layer, the most promising first.
 
     Args:
         layer: The layer.
         isa: Kernel family of the device.
-        has_f16c: Whether an x86 CPU widens float16 numbers as it reads them. That costs nothing
-            where arithmetic decides, and saves time elsewhere; see `stored`.
+        reads_halves: Whether float16 weights are read in place, as the profile says. That costs
+            nothing where arithmetic decides, and saves time elsewhere; see `stored`.
     """
     if layer.is_depthwise:
         source = layer.source
@@ -34,8 +34,7 @@ def options(layer: ConvLayer, isa: str, *, has_f16c: bool = False) -> list[Knobs
     if isa.startswith("neon") and (found := neon_knobs.options(layer, isa)):
         return found
     if not layer.is_integer:
-        reads_halves = layer.is_half and has_f16c and isa.startswith("avx")
-        return _tiles(layer, "f16" if reads_halves else "f32", isa)
+        return _tiles(layer, "f16" if layer.is_half and reads_halves else "f32", isa)
     if isa == "portable" or isa.startswith("neon"):
         return _tiles(layer, "plain", isa)
     if isa.endswith("vnni"):
@@ -71,20 +70,20 @@ class KnobChooser:
         cache: Compiles kernels and keeps what was found.
         isa: Kernel family of the profile.
         can_time: Whether the kernels run here; otherwise the first setting is taken.
-        has_f16c: Whether the device has this feature.
+        reads_halves: Whether kernels read float16 weights in place there.
     """
 
     def __init__(
-        self, cache: KernelCache, isa: str, *, can_time: bool, has_f16c: bool = False
+        self, cache: KernelCache, isa: str, *, can_time: bool, reads_halves: bool = False
     ) -> None:
         self._cache, self._isa, self._can_time = cache, isa, can_time
-        self._has_f16c = has_f16c
+        self._reads_halves = reads_halves
         self._known = cache.read_knobs()
         self._new: dict[str, Any] = {}
 
     def choose(self, layer: ConvLayer) -> Knobs:
         """Return the settings for a layer; found by timing them if that was not done before."""
-        candidates = options(layer, self._isa, has_f16c=self._has_f16c)
+        candidates = options(layer, self._isa, reads_halves=self._reads_halves)
         if not self._can_time or len(candidates) == 1:
             return candidates[0]
         key = _workload(layer, candidates)
