@@ -1,10 +1,10 @@
 """Weights as a library stores them: without a bit more than they need.
 
-Integers take the bits of the largest, floats 16 bits where all of them are float16 numbers. Those
-of convolutions and linear layers are read in place by kernels for x86 with F16C (form `f16`);
-others are unpacked when the library is loaded. Against float32 weights, on one thread of Zen 5
-(AVX2 and AVX-512, medians of 12 interleaved rounds), reading in place takes 0.53 to 0.66 of the
-time in linear layers of 0.5 to 2 million weights and one row, whether or not the caches were
+Integers take the bits of the largest, floats 16 bits where all of them are float16 numbers. Where
+a convolution or linear layer has many of those, kernels for x86 with F16C read them in place (form
+`f16`); others are unpacked when the library is loaded. Against float32 weights, on one thread of
+Zen 5 (AVX2 and AVX-512, medians of 12 interleaved rounds), reading in place takes 0.53 to 0.66 of
+the time in linear layers of 0.5 to 2 million weights and one row, whether or not the caches were
 emptied between the calls, 0.8 with eight rows and 0.86 to 1.03 in late convolutions, both with
 emptied caches, and 0.96 to 1.02 where arithmetic decides. It was not timed on Arm, so there
 halves are unpacked.

@@ -157,9 +157,9 @@ def run(kernels: Any, layer: ConvLayer, knobs: Knobs, data: Any, *more: Any) -> 
     return kernels.run(call.kernel, arguments, layer.output)
 
 
-def settings_of(kernels: Any, layer: ConvLayer, *, reads_halves: bool = False) -> list[Knobs]:
+def settings_of(kernels: Any, layer: ConvLayer) -> list[Knobs]:
     """Return the first setting of every form; all would be compiled for minutes."""
-    found = options(layer, kernels.isa, reads_halves=reads_halves)
+    found = options(layer, kernels.isa)
     assert found
     for knobs in found:
         assert knobs.ocb <= layer.geometry.ocp
@@ -247,7 +247,7 @@ def test_layer_of_halves(kernels: Any, sizes: Sizes, seed: int) -> None:
     assert layer.call(unpacked[0]).weights is not None
     in_place = []
     if kernels.isa.startswith("avx"):
-        in_place = settings_of(kernels, layer, reads_halves=True)
+        in_place = [replace(knobs, form="f16") for knobs in unpacked]
         call = layer.call(in_place[0])
         assert call.constants[0].dtype == np.float16
         assert call.weights is None
