@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 DEVICES = ("cpu", "cuda")
 ARCHS = ("x86_64", "aarch64", "cuda")
 WEIGHT_BITS = tuple(range(2, 9))
+_OFFERED_WEIGHT_BITS = (*WEIGHT_BITS, 16)  # 16: layers in floating point with float16 weights
 ACTIVATION_BITS = (7, 8)
 
 _STRINGS = ("name", "description", "device", "arch", "isa", "connection")
@@ -76,7 +77,10 @@ def check_values(profile: "HardwareProfile") -> None:
             raise ProfileError(
                 f"`{key}` must not repeat a value, but it repeats {', '.join(repeated)}."
             )
-    for key, widths in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
+    for key, widths in (
+        ("weight_bits", _OFFERED_WEIGHT_BITS),
+        ("activation_bits", ACTIVATION_BITS),
+    ):
         value = getattr(profile, key)
         if not set(value) <= set(widths) or list(value) != sorted(value):
             raise wrong(key, f"ascending widths out of {widths}", value)

@@ -43,7 +43,8 @@ class HardwareProfile:
         threads: Threads that inference uses.
         vector_bits: Width of one vector register as the kernels use it.
         channel_multiple: Channel counts that are a multiple of it fill the vectors.
-        weight_bits: Weight widths that have integer kernels, ascending.
+        weight_bits: Weight widths that have integer kernels, ascending, and 16 where layers in
+            floating point may have float16 weights.
         activation_bits: Activation widths that have integer kernels, ascending.
         runtimes: Runtimes that can serve a model on the device.
         connection: How the device is reached; see `parse_connection`.
@@ -90,6 +91,11 @@ class HardwareProfile:
     def has_latency(self) -> bool:
         """Whether there is a device behind the profile whose times count."""
         return self.connection != "compile-only" and not self.emulated
+
+    @property
+    def reads_halves(self) -> bool:
+        """Whether kernels read float16 weights in place, which is faster than float32 ones."""
+        return self.isa.startswith("avx") and "f16c" in self.features
 
     @property
     def is_remote(self) -> bool:

@@ -5,13 +5,14 @@ command that shows a finished study answers at once: `space`, `samplers`, `objec
 `compression.pruning`.
 """
 
-from .candidate import FLOAT_BITS, FLOAT_LAYER, Candidate, LayerChoice
+from .candidate import FLOAT_BITS, FLOAT_LAYER, HALF_BITS, Candidate, LayerChoice
 from .errors import PruningError, SpaceError
 from .pareto import hypervolume, hypervolume_history, is_pareto_optimal
 
 __all__ = [
     "FLOAT_BITS",
     "FLOAT_LAYER",
+    "HALF_BITS",
     "Candidate",
     "LayerChoice",
     "PruningError",

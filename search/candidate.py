@@ -12,6 +12,12 @@ from typing import Any
 FLOAT_BITS = 32
 """The width that means "left in floating point"."""
 
+HALF_BITS = 16
+"""The width of a layer in floating point whose weights are rounded to float16."""
+
+FLOAT_WIDTHS = (HALF_BITS, FLOAT_BITS)
+"""The widths of layers that compute in float32."""
+
 _VERSION = 1
 
 
@@ -19,23 +25,24 @@ _VERSION = 1
 class LayerChoice:
     """What the search decided for one layer.
 
-    A layer in floating point has 32 bits on both sides, so that equal layers compare equal.
+    A layer in floating point reads 32 bits, so that equal layers compare equal; its weights have
+    32 bits, too, or 16: those are rounded to float16.
     """
 
     weight_bits: int
     activation_bits: int = 8
 
     def __post_init__(self) -> None:
-        if self.weight_bits == FLOAT_BITS:
+        if self.is_float:
             if self.activation_bits != FLOAT_BITS:
                 raise ValueError(
-                    "`activation_bits` must be 32 where `weight_bits` is 32, "
-                    f"but got {self.activation_bits}. Use `FLOAT_LAYER` for a layer in float."
+                    f"`activation_bits` must be 32 where `weight_bits` is {self.weight_bits}, "
+                    f"but got {self.activation_bits}. Use `LayerChoice.of` for a layer in float."
                 )
             return
         if not 1 <= self.weight_bits <= 8:
             raise ValueError(
-                "`weight_bits` must lie between 1 and 8, or be 32 for float, "
+                "`weight_bits` must lie between 1 and 8, or be 16 or 32 for float, "
                 f"but got {self.weight_bits}."
             )
         if self.activation_bits not in (7, 8):
@@ -44,10 +51,16 @@ class LayerChoice:
                 f"but got {self.activation_bits}."
             )
 
+    @classmethod
+    def of(cls, weight_bits: int, activation_bits: int) -> LayerChoice:
+        """Return a choice; the activation width of a layer in floating point is ignored."""
+        is_float = weight_bits in FLOAT_WIDTHS
+        return cls(weight_bits, FLOAT_BITS if is_float else activation_bits)
+
     @property
     def is_float(self) -> bool:
         """Whether the layer stays in floating point."""
-        return self.weight_bits == FLOAT_BITS
+        return self.weight_bits in FLOAT_WIDTHS
 
 
 FLOAT_LAYER = LayerChoice(FLOAT_BITS, FLOAT_BITS)
@@ -135,6 +148,11 @@ class Candidate:
                 f"`activation_bits` in each, but reading it failed: {error!r}."
             ) from error
         return cls(pruning, layers)
+
+
+def width_name(weight_bits: int) -> str:
+    """Return what a width is called: "4", "float16", or "float" where nothing is rounded."""
+    return {FLOAT_BITS: "float", HALF_BITS: "float16"}.get(weight_bits, str(weight_bits))
 
 
 def digest_of(data: Mapping[str, Any]) -> str:

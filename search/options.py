@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from ..hw_profiles.profile import HardwareProfile
-from .candidate import FLOAT_BITS
+from .candidate import FLOAT_BITS, FLOAT_WIDTHS, HALF_BITS
 from .compression.channels import ChannelGroup
 from .errors import SpaceError
 from .layers import LayerTrace
@@ -62,7 +62,7 @@ class LayerInfo:
         weight_shape: Shape of the weight before pruning.
         macs: Multiply-accumulate operations for one input, before pruning.
         output_shape: Shape of the output for the example input, batch included.
-        weight_bits: Widths on offer, ascending, with 32 (float) last.
+        weight_bits: Widths on offer, ascending, with 16 (float16) and 32 (float) last.
         activation_bits: Widths of the layer's input on offer, ascending.
         n_groups: Groups of channels that are convolved apart.
     """
@@ -76,6 +76,11 @@ class LayerInfo:
     activation_bits: tuple[int, ...]
     n_groups: int = 1
 
+    @property
+    def has_integer_widths(self) -> bool:
+        """Whether the layer may become an integer one, so that the width of its input counts."""
+        return self.weight_bits[0] not in FLOAT_WIDTHS
+
 
 @dataclass(frozen=True, slots=True)
 class SpaceSettings:
@@ -84,9 +89,10 @@ class SpaceSettings:
     Attributes:
         max_pruning_ratio: Largest share of channels removed from a group; 0 turns pruning off.
         weight_bits: Widths on offer; None stands for all that the profile has kernels for. A
-            single bit, for -1 and 1, is on offer only where it is asked for.
+            single bit, for -1 and 1, and 16, for weights in float16, are on offer only where they
+            are asked for.
         activation_bits: Widths of activations on offer.
-        include_float: Whether a layer may stay in floating point.
+        include_float: Whether a layer may stay as it is, in floating point.
         rules: Limits of single layers; a later rule wins over an earlier one.
         exclude: Patterns of layers that stay as they are: in floating point, with all channels.
         tie: What is chosen once for several layers: "layer" ties nothing, "block" the layers of
@@ -197,6 +203,8 @@ def _checked(
     for bits in widths:
         if field == "weight_bits" and bits == 1 and 2 in offered:
             continue  # -1 and 1 run where -1, 0 and 1 do
+        if field == "weight_bits" and bits == HALF_BITS:
+            continue  # every runtime computes with them in float32
         if bits not in offered:
             raise SpaceError(
                 f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..evaluators.task import Data
 from ..hw_profiles.profile import HardwareProfile
-from .candidate import FLOAT_BITS, FLOAT_LAYER, Candidate, LayerChoice, digest_of
+from .candidate import FLOAT_LAYER, Candidate, LayerChoice, digest_of
 from .compression.channels import ChannelGroup, find_channel_groups
 from .compression.criteria import make_criterion
 from .errors import SpaceError
@@ -171,7 +171,7 @@ class SearchSpace:
         """Return the candidate that treats all alike, each at its nearest option.
 
         Args:
-            weight_bits: Width of all weights, 32 for float.
+            weight_bits: Width of all weights, 16 or 32 for float.
             activation_bits: Width of all activations.
             pruning_ratio: Share of channels removed from every group.
 
@@ -360,7 +360,7 @@ class SearchSpace:
                 ("weight_bits", layer.weight_bits),
                 ("activation_bits", layer.activation_bits),
             ):
-                has_effect = prefix == "weight_bits" or layer.weight_bits != (FLOAT_BITS,)
+                has_effect = prefix == "weight_bits" or layer.has_integer_widths
                 if len(options) > 1 and has_effect:
                     limits[f"{prefix}/{layer.name}"] = (0, len(options) - 1, 1)
         return limits
@@ -374,7 +374,7 @@ class SearchSpace:
                 (group.name, group.ratio(k)) for group, k in zip(self.groups, kept, strict=True)
             ),
             tuple(
-                (layer.name, FLOAT_LAYER if w == FLOAT_BITS else LayerChoice(w, a))
+                (layer.name, LayerChoice.of(w, a))
                 for layer, (w, a) in zip(self.layers, bits, strict=True)
             ),
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from ..search.candidate import FLOAT_BITS
+from ..search.candidate import FLOAT_WIDTHS, width_name
 from .errors import StudyError
 from .front import format_bytes
 from .guide import Knowledge, read_knowledge
@@ -163,7 +163,7 @@ def explanation_table(explanation: Explanation) -> Table:
             _loss(layer.loss_few_bits),
             _loss(layer.loss_fewest_bits),
             _loss(layer.loss_half),
-            "float" if layer.weight_bits == FLOAT_BITS else str(layer.weight_bits),
+            width_name(layer.weight_bits),
             f"{layer.kept:.0%}",
             _loss(layer.loss),
             "" if layer.saved_us is None else f"{layer.saved_us:.1f} us",
@@ -211,4 +211,4 @@ def _loss(value: float | None) -> str:
 
 
 def _bits(width: int) -> str:
-    return "float" if width == FLOAT_BITS else f"{width} bits"
+    return width_name(width) if width in FLOAT_WIDTHS else f"{width} bits"

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..search.candidate import Candidate
+from ..search.candidate import FLOAT_WIDTHS, Candidate, width_name
 from ..search.device_timing import DeviceLatency
 from .records import StudyRecord, TrialRecord
 
@@ -38,10 +38,10 @@ _CSV_COLUMNS = (
 def summarize(candidate: Candidate) -> str:
     """Return a candidate in a few words: its widths and the mean share of channels removed."""
     widths = {choice.weight_bits for _, choice in candidate.layers}
-    bits = "/".join("float" if width == 32 else str(width) for width in sorted(widths))
+    bits = "/".join(width_name(width) for width in sorted(widths))
     ratios = [ratio for _, ratio in candidate.pruning]
     pruned = sum(ratios) / len(ratios) if ratios else 0.0
-    unit = "" if bits == "float" else " bits"
+    unit = "" if widths <= set(FLOAT_WIDTHS) else " bits"
     return f"{bits}{unit}, {pruned:.0%} pruned"
 
 

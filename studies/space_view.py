@@ -18,7 +18,7 @@ from ..evaluators.runtimes import get_runtime
 from ..evaluators.task import check_task
 from ..evaluators.worker import Worker
 from ..hw_profiles.profile import HardwareProfile
-from ..search.candidate import FLOAT_BITS
+from ..search.candidate import FLOAT_WIDTHS, HALF_BITS, width_name
 from ..search.compression.compressor import Compressor
 from ..search.knowledge.sizes import Choices, LayerSizes
 from ..search.knowledge.widths import size_only_bits
@@ -70,7 +70,7 @@ class SpaceView:
         task, profile: Names.
         layers: In the order of execution.
         other_latency_share: Share of the time of kernels that are no layer.
-        size_only_bits: Widths that are no faster than 8 bits on the profile.
+        size_only_bits: Widths that are no faster than 8 bits, or than float, on the profile.
         n_parameters: What a sampler is asked for.
         log10_candidates: Logarithm of the number of candidates.
     """
@@ -183,7 +183,9 @@ def space_table(view: SpaceView) -> Table:
             f"{row.size_share:.1%}",
             latency,
             f"as {row.follows}" if row.follows else _bits(row.weight_bits),
-            "" if row.follows or row.weight_bits == (32,) else _bits(row.activation_bits),
+            ""
+            if row.follows or row.weight_bits[0] in FLOAT_WIDTHS
+            else _bits(row.activation_bits),
             _kept(row),
         )
     return table
@@ -197,11 +199,17 @@ def space_notes(view: SpaceView) -> list[str]:
     ]
     if view.other_latency_share is not None:
         notes.append(f"{view.other_latency_share:.1%} of the time is no layer's.")
-    if view.size_only_bits:
-        widths = ", ".join(map(str, view.size_only_bits))
+    few = [bits for bits in view.size_only_bits if bits != HALF_BITS]
+    if few:
+        widths = ", ".join(map(str, few))
         notes.append(
             f"Weights of {widths} bits are for size only: they run as fast as 8 bits on "
             f"'{view.profile}', whose instructions sum products into 32 bits at every width."
+        )
+    if HALF_BITS in view.size_only_bits:
+        notes.append(
+            f"Weights in float16 are for size only: on '{view.profile}' they are widened when the "
+            "model is loaded, and run as fast as float."
         )
     for row in view.layers:
         if row.reason is not None:
@@ -231,7 +239,7 @@ def _widths(space: SearchSpace) -> tuple[int, ...]:
 
 
 def _bits(widths: tuple[int, ...]) -> str:
-    return " ".join("float" if bits == FLOAT_BITS else str(bits) for bits in widths)
+    return " ".join(map(width_name, widths))
 
 
 def _kept(row: LayerRow) -> str:

@@ -42,7 +42,12 @@ def compile_onnx(
 
     graph = Graph(load_model(model) if isinstance(model, Path) else model, flatten_pixels)
     cache = KernelCache(profile.target, cache_folder)
-    chooser = KnobChooser(cache, profile.isa, can_time=_runs_here(profile))
+    chooser = KnobChooser(
+        cache,
+        profile.isa,
+        can_time=_runs_here(profile),
+        reads_halves=profile.reads_halves,
+    )
     try:
         module = Lowering(graph, cache, chooser, profile).run()
         if profile.device == "cuda":

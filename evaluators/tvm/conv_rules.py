@@ -20,6 +20,7 @@ from .lowering import Lowering, rule
 from .packing import ConvGeometry
 from .sink import Sink
 from .spread import spread_depthwise
+from .stored import are_halves
 from .transposed import Phases, phase_weights
 
 
@@ -242,11 +243,13 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     placed = (source, layer.pads, output, sink, threads)
     if steps is None or weights.scale is None:
         factor, bias = np.ones(geometry.oc, np.float32), layer.bias.astype(np.float32)
+        reals = weights.reals
         return low.call_layer(
             ConvLayer(
-                *(geometry, weights.reals, bias, factor, *placed),
+                *(geometry, reals, bias, factor, *placed),
                 name=layer.name,
                 phases=layer.phases,
+                is_half=are_halves(reals),
             )
         )
     unit = source.scale * weights.scale.astype(np.float64)

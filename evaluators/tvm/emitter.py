@@ -41,7 +41,8 @@ class Emitter:
 
     def unpacked(self, weights: StoredWeights) -> relax.Var:
         """Return the parameter of the network that brings unpacked weights."""
-        var = relax.Var(f"weights{len(self.weights)}", _flat(weights.size, weights.dtype))
+        # Every run would check the shape and dtype of a parameter that is known as a tensor.
+        var = relax.Var(f"weights{len(self.weights)}", relax.AnyType())
         self.weights[var] = weights
         return var
 

@@ -31,7 +31,7 @@ Arguments = list[NDArray[np.generic]]
 class Call:
     """A kernel with its constant arguments, in the order of its buffers after the input image.
 
-    The first constant is the weights; `weights` is how a library stores them if they are integers.
+    The first constant is the weights; `weights` is how a library stores them if that is smaller.
     """
 
     kernel: Kernel
@@ -66,6 +66,7 @@ class ConvLayer:
         fraction: What the rounded bias of an integer layer leaves, in units of the scaled sum.
         name: Name of the graph's node.
         phases: Of a transposed convolution, whose output channels are those of all phases.
+        is_half: Whether the weights are float32 that hold float16 numbers.
     """
 
     geometry: ConvGeometry
@@ -80,6 +81,7 @@ class ConvLayer:
     fraction: NDArray[np.float32] | None = None
     name: str = ""
     phases: Phases | None = None
+    is_half: bool = False
     _runs: dict[tuple[int, bool], NDArray[np.int32]] = field(default_factory=dict)
 
     @property
@@ -188,7 +190,7 @@ class ConvLayer:
         }
         constants = layer._constants(packed, np.concatenate(table))
         constants += parameter_arrays(kernel, values)
-        if not self.is_integer:
+        if not self._has_spare_bits(form.weights):
             return Call(kernel, constants, self.output)
         # With groups a repeated channel meets other input channels, so it is not the same; and
         # where channels hold 16 numbers in turn, they do not end with those that are repeated.
@@ -196,6 +198,10 @@ class ConvLayer:
         repeated = is_repeated * (len(cut.starts) * knobs.ocb - self.geometry.ocp)
         stored = store(packed, len(cut.starts), knobs.ocb * form.group, repeated * form.group)
         return Call(kernel, constants, self.output, stored)
+
+    def _has_spare_bits(self, dtype: str) -> bool:
+        """Whether weights in the dtype that a kernel reads can be stored in fewer bits."""
+        return self.is_integer or (self.is_half and dtype == "float32")
 
     def _chunks(self, blocks: int, rows_of_tiles: int) -> int:
         """Return into how many parts rows are cut, so that all threads get as much to do."""
@@ -223,6 +229,7 @@ class ConvLayer:
         shift, layer = self._shifted(form)
         constants = layer._constants(weights, table)
         values = {**self._values(), "px": source.cp, "shift": shift}
-        stored = store(weights, 1, weights.size, 0) if self.is_integer else None
+        is_smaller = self._has_spare_bits(form.weights)
+        stored = store(weights, 1, weights.size, 0) if is_smaller else None
         constants += parameter_arrays(kernel, values)
         return Call(kernel, constants, self.output, stored)

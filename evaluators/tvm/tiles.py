@@ -4,8 +4,10 @@ A tile of output channels, rows and columns is kept in registers. The model coun
 a tile, the cycles of its arithmetic and of its loads; the larger decides, unless the sums are so
 few that each waits for the one before. To that come the start of every segment, the end of a tile
 (scale, round, store), and what is computed twice where tiles overlap at the edges. Constants are
-fitted to some hundred timed layers (AVX-512; one thread): the tile that the model puts first takes
-2 to 4 % more than the best in the geometric mean, the best of the first three less than 1 %.
+fitted to some hundred timed layers (Zen 5, one thread). With AVX-512 the tile that the model puts
+first takes 2 to 4 % more than the best in the geometric mean, the best of the first three less
+than 1 %. With AVX2 that is 0.3 to 3 % by form, and up to 2 % for the best of the first four; of 11
+layers that were not in the fit, the first takes 1.1 % more in float and 0.3 % in `wide`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ _COLUMNS = (*range(1, 9), 10, 12, 14)
 _VECTORS = (1, 2, 3, 4)
 _PIXELS = 24  # more addresses than there are registers for
 _LOAD_CYCLES = 0.55
-_LATENCY_CYCLES = 4.0  # from one sum to the next
 _TILE_CYCLES = 5.0
 _SEGMENT_CYCLES = 0.85  # of every pixel at the start of a segment
 
@@ -37,6 +38,8 @@ class _Cost:
         spare: Registers beside sums and weights.
         per_pixel: Registers for the data of a pixel.
         sums: Vectors of sums per vector of channels.
+        widening: Cycles for one step that turn the data of a pixel into what is multiplied.
+        latency: Cycles from one sum to the next.
     """
 
     step: float
@@ -44,16 +47,19 @@ class _Cost:
     spare: float = 2.0
     per_pixel: float = 0.0
     sums: int = 1
+    widening: float = 0.0
+    latency: float = 4.0
 
 
 _COSTS = {
-    "f32": _Cost(0.5, store=2.0, spare=1.0),
+    "f32": _Cost(0.5, store=2.0, spare=1.0, latency=4.3),
+    "f16": _Cost(0.5, store=2.0, spare=1.0, latency=4.3),
     "dot": _Cost(0.5, spare=1.0, per_pixel=0.5),
     "pair1": _Cost(1.1),
     "pair2": _Cost(0.85),
     "pair4": _Cost(0.7),
     "rolled": _Cost(0.6),
-    "wide": _Cost(0.55, sums=2),
+    "wide": _Cost(0.55, sums=2, widening=0.5, latency=3.0),
     "plain": _Cost(3.0, spare=6.0),
 }
 
@@ -123,7 +129,8 @@ def _cycles(knobs: Knobs, extent: Extent) -> float:
     cost = _COSTS[knobs.form]
     pixels, vectors = knobs.th * knobs.tw, knobs.ocb // knobs.lanes * cost.sums
     loads = _LOAD_CYCLES * (pixels + vectors)
-    step = max(cost.step * pixels * vectors, loads, _LATENCY_CYCLES) + 0.1 * vectors
+    arithmetic = cost.step * pixels * vectors + cost.widening * pixels
+    step = max(arithmetic, loads, cost.latency) + 0.1 * vectors
     segment = extent.steps * step + _SEGMENT_CYCLES * pixels
     tile = extent.segments * segment + _TILE_CYCLES + cost.store * pixels * vectors
     n_tiles = (

@@ -46,6 +46,13 @@ def float_initializer(name: str, array: np.ndarray[Any, Any] | np.float32) -> Te
     )
 
 
+def half_initializer(name: str, values: Tensor) -> TensorProto:
+    """Return a float16 initializer of the nearest numbers, half to even."""
+    array = values.detach().half().numpy()
+    raw = np.ascontiguousarray(array, dtype="<f2").tobytes()
+    return TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=array.shape, raw_data=raw)
+
+
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """Return an integer attribute of a node."""
     return next((a.i for a in node.attribute if a.name == name), default)

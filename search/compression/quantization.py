@@ -11,10 +11,11 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from torch import Tensor
 
-from ..candidate import LayerChoice
+from ..candidate import HALF_BITS, LayerChoice
 from ._graph import (
     attribute,
     float_initializer,
+    half_initializer,
     initializers,
     integer_initializer,
     layer_nodes,
@@ -35,6 +36,7 @@ from .quantizer import (
 
 WEIGHT_BITS_KEY = "paredown.weight_bits"
 ACTIVATION_BITS_KEY = "paredown.activation_bits"
+_MAX_HALF = torch.finfo(torch.float16).max
 _BIASED_OPS = ("Conv", "ConvTranspose", "Gemm")
 
 
@@ -121,6 +123,9 @@ def quantize(
 ) -> ModelProto:
     """Write a float graph with quantized activations, weights and biases.
 
+    Weights of 16 bits become float16 initializers with a Cast to float32 behind them, which all
+    runtimes compute once, when they load the file.
+
     Args:
         model: The float graph; it is left as it is.
         choices: What each layer becomes; layers that are not named stay float.
@@ -135,7 +140,8 @@ def quantize(
         The graph in QDQ form.
 
     Raises:
-        ValueError: If a layer is named that the graph does not have.
+        ValueError: If a layer is named that the graph does not have, or a weight of 16 bits is
+            too large for float16.
     """
     by_node = _choices_by_node(model.graph, choices)
     integer = {name: choice for name, choice in by_node.items() if not choice.is_float}
@@ -157,6 +163,8 @@ def quantize(
         writer.rename_bias(written, integer)
         if node.name in by_node:
             _note_widths(written, by_node[node.name])
+            if by_node[node.name].weight_bits == HALF_BITS:
+                writer.add_halves(written.input[1])
         if node.name in integer:
             given = (values or {}).get(node.name, LayerValues())
             writer.add_layer(written, node.input[0], integer[node.name], given, search_scales)
@@ -267,6 +275,23 @@ class _Writer:
             bounded = bound_sums(quantized.values, self._run, data_max)
             quantized = replace(quantized, values=bounded)
         self._add_weight(node, replace(quantized, scale=gain * scale))
+
+    def add_halves(self, name: str) -> None:
+        """Add a float weight as float16 numbers, under its name once they are cast to float32."""
+        stored = f"{name}.float16"
+        if stored in self.initializers:  # two nodes of one layer
+            return
+        weight = to_tensor(self._floats[name])
+        largest = weight.abs().max().item()
+        if largest > _MAX_HALF:
+            raise ValueError(
+                f"Weights of 16 bits must lie between -{_MAX_HALF:g} and {_MAX_HALF:g}, but those "
+                f"of '{name}' reach {largest:g}. Leave the layer in float32."
+            )
+        self._add(half_initializer(stored, weight))
+        self.nodes.append(
+            onnx.helper.make_node("Cast", [stored], [name], f"{name}.cast", to=TensorProto.FLOAT)
+        )
 
     def _bias(self, node: NodeProto, n_channels: int) -> Tensor:
         if node.name in self._added:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..candidate import FLOAT_BITS, Candidate
+from ..candidate import FLOAT_WIDTHS, Candidate
 from ..layers import LAYER_TYPES
 from ..space import SearchSpace
 from .finetuning import round_weight
@@ -108,7 +108,7 @@ class SharedNetwork(nn.Module):
         self.pruning_shifts = self._zeros()
         self.rounding_shifts = self._zeros()
         self._widths = {
-            layer.name: tuple(bits for bits in layer.weight_bits if bits != FLOAT_BITS)
+            layer.name: tuple(bits for bits in layer.weight_bits if bits not in FLOAT_WIDTHS)
             for layer in space.layers
         }
         scales: dict[str, Tensor] = {}

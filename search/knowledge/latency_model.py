@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from ...evaluators.layer_times import LayerTimes
-from ..candidate import FLOAT_BITS, Candidate
+from ..candidate import FLOAT_BITS, FLOAT_WIDTHS, HALF_BITS, Candidate
 from ..space import SearchSpace
 from .sizes import Choices, LayerSizes
 
@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 # what both do together, and from one count of channels to the next (whole tiles). Then the noise.
 _LEVEL, _BY_WIDTH, _BY_CHANNELS, _BY_BOTH, _BY_TILE, _NOISE = 3.0, 0.5, 0.4, 0.1, 0.06, 0.02
 _WIDTH_SCALE = 1.5  # bits over which times are alike
+_HALF_PLACE = FLOAT_BITS - 0.5  # most layers take the same time with weights in float16
 _CHANNEL_SCALE, _TILE_SCALE = 1.0, 0.15  # in logarithms of the share of channels
 _FIXED_SHARE = 0.05  # of a layer's time that does not go with its operations
 _INTEGER_SHARE = 0.6  # of a float layer's time, before any was timed
@@ -128,7 +129,7 @@ class LatencyModel:
         if self.n_timed:  # it has no kernel of its own
             return np.zeros(len(keys))
         share = self.space.layers[place].macs / sum(layer.macs for layer in self.space.layers)
-        by_width = np.where(keys[:, 2] == FLOAT_BITS, 1.0, _INTEGER_SHARE)
+        by_width = np.where(np.isin(keys[:, 2], FLOAT_WIDTHS), 1.0, _INTEGER_SHARE)
         return np.asarray(self.baseline_us * share * (work + _FIXED_SHARE) * by_width)
 
     def _fit(self) -> None:
@@ -247,11 +248,14 @@ class _LayerModel:
 
 
 def _alike(one: NDArray[np.int64], other: NDArray[np.int64]) -> Floats:
-    """Return how alike widths are: float is like no other, bits like their neighbours."""
-    weights = (one[:, None, 2] - other[None, :, 2]) / _WIDTH_SCALE
+    """Return how alike widths are: float is like float16 alone, bits like their neighbours."""
+    places = [np.where(k[:, 2] == HALF_BITS, _HALF_PLACE, k[:, 2]) for k in (one, other)]
+    weights = (places[0][:, None] - places[1][None]) / _WIDTH_SCALE
     activations = (one[:, None, 3] - other[None, :, 3]) / (4 * _WIDTH_SCALE)
-    is_float = (one[:, None, 2] == FLOAT_BITS) != (other[None, :, 2] == FLOAT_BITS)
-    return np.where(is_float, 0.0, np.exp(-0.5 * (weights**2 + activations**2)))
+    is_float = [np.isin(k[:, 2], FLOAT_WIDTHS) for k in (one, other)]
+    return np.where(
+        is_float[0][:, None] != is_float[1], 0.0, np.exp(-0.5 * (weights**2 + activations**2))
+    )
 
 
 def _ridge(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..candidate import FLOAT_WIDTHS
 from ..space import SearchSpace
 from .latency_model import LatencyModel
 from .sensitivity import Sensitivities
@@ -61,6 +62,6 @@ class SpacePrior:
         for place, layer in enumerate(self.space.layers):
             column = columns.get(f"activation_bits/{layer.name}")
             if column is not None:
-                is_float = choices.weight_bits[:, place] > 8
+                is_float = np.isin(choices.weight_bits[:, place], FLOAT_WIDTHS)
                 shown[is_float, column] = len(layer.activation_bits) - 1
         return self.sensitivities.total(names, shown)

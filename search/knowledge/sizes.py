@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from ..candidate import FLOAT_BITS, Candidate
+from ..candidate import FLOAT_BITS, FLOAT_WIDTHS, Candidate
 from ..space import SearchSpace
 
 Ints = NDArray[np.int64]
@@ -21,7 +21,7 @@ class Choices:
 
     Attributes:
         kept: Channels kept of each group, shape `(n, n_groups)`.
-        weight_bits: Of each layer, shape `(n, n_layers)`; 32 is float.
+        weight_bits: Of each layer, shape `(n, n_layers)`; 16 and 32 are float.
         activation_bits: Of each layer.
     """
 
@@ -83,7 +83,7 @@ class Choices:
         return cls(
             table([kept(at) for at in range(len(space.groups))]),
             weight_bits,
-            np.where(weight_bits == FLOAT_BITS, FLOAT_BITS, activations),
+            np.where(np.isin(weight_bits, FLOAT_WIDTHS), FLOAT_BITS, activations),
         )
 
 
@@ -147,7 +147,7 @@ class LayerSizes:
         belongs to no layer, such as the scales of activations, is not in it.
         """
         _, outs = self.channels(choices.kept)
-        is_float = choices.weight_bits == FLOAT_BITS
+        is_float = np.isin(choices.weight_bits, FLOAT_WIDTHS)
         packed = np.ceil(self.weights(choices.kept) * choices.weight_bits / 8)
         scales = np.where(is_float, 0, 4 * outs)
         return np.asarray(packed + scales + 4 * outs, np.float64)

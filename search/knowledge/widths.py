@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...hw_profiles.profile import HardwareProfile
+from ..candidate import HALF_BITS
 
 # Families of kernels that sum products in 16 bits for as long as the weights prove that nothing
 # overflows: each bit less lets them do that for longer. With an instruction that sums into
@@ -14,12 +15,16 @@ _INTEGER_BITS = 8
 
 
 def size_only_bits(profile: HardwareProfile, weight_bits: Sequence[int]) -> tuple[int, ...]:
-    """Return those of some widths that are smaller, but no faster than 8 bits, on a device.
+    """Return the widths that are smaller on a device, but no faster.
+
+    Widths below 8 bits are compared to 8 bits, and float16 to float32.
 
     Args:
         profile: The device.
-        weight_bits: Widths on offer; 32 is float.
+        weight_bits: Widths on offer; 16 and 32 are float.
     """
-    if profile.isa in _FASTER_WITH_FEWER_BITS:
-        return ()
-    return tuple(bits for bits in weight_bits if bits < _INTEGER_BITS)
+    is_faster = profile.isa in _FASTER_WITH_FEWER_BITS
+    found = [bits for bits in weight_bits if bits < _INTEGER_BITS and not is_faster]
+    if HALF_BITS in weight_bits and not profile.reads_halves:
+        found.append(HALF_BITS)
+    return tuple(found)

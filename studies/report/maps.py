@@ -6,16 +6,17 @@ import html
 import math
 from typing import Any
 
-from ...search.candidate import FLOAT_BITS
+from ...search.candidate import FLOAT_BITS, HALF_BITS, width_name
 from ..records import TrialRecord
 from .style import MUTED_COLOR, Figure, base_layout
 from .view import DASH, ReportView
 
 # Darker is more compressed in both maps: blues for bits, oranges for pruning.
 BIT_COLORS = {
-    2: "#08306B", 3: "#0B559F", 4: "#2B7BBA", 5: "#539ECD",
-    6: "#89BEDC", 7: "#BAD6EB", 8: "#DCE9F6", FLOAT_BITS: "#F4F5F7",
+    1: "#041B3D", 2: "#08306B", 3: "#0B559F", 4: "#2B7BBA", 5: "#539ECD",
+    6: "#89BEDC", 7: "#BAD6EB", 8: "#DCE9F6", HALF_BITS: "#EAF1F8", FLOAT_BITS: "#F4F5F7",
 }  # fmt: skip
+_RARE_BITS = (1, HALF_BITS)  # on offer only where they are asked for
 PRUNING_COLORS = [[0.0, "#FBF7F2"], [0.25, "#FDD9AE"], [0.5, "#FDAE6B"], [0.75, "#E6701B"],
                   [1.0, "#A63603"]]  # fmt: skip
 
@@ -24,23 +25,24 @@ def bits_map(view: ReportView) -> Figure:
     """Return the weight bits of every layer (rows) at every point of the front (columns)."""
     rows = _row_names(view, "layers")
     bits = [[dict(_layers(trial)).get(row) for trial in view.front] for row in rows]
-    widths = list(BIT_COLORS)
+    found = {width for row in bits for width in row}
+    widths = [width for width in BIT_COLORS if width not in _RARE_BITS or width in found]
     steps = len(widths)
     scale: list[list[Any]] = []
-    for i, color in enumerate(BIT_COLORS.values()):
-        scale += [[i / steps, color], [(i + 1) / steps, color]]
+    for i, width in enumerate(widths):
+        scale += [[i / steps, BIT_COLORS[width]], [(i + 1) / steps, BIT_COLORS[width]]]
     trace = _heat_map(view, rows)
     trace |= {
         "z": [[None if b is None else widths.index(b) for b in row] for row in bits],
-        "text": [["" if b is None else _bits_name(b, "f") for b in row] for row in bits],
-        "customdata": [[DASH if b is None else _bits_name(b, "float") for b in r] for r in bits],
+        "text": [
+            ["" if b is None else "f" if b == FLOAT_BITS else str(b) for b in r] for r in bits
+        ],
+        "customdata": [[DASH if b is None else width_name(b) for b in row] for row in bits],
         "hovertemplate": "%{y}<br>trial %{x}: %{customdata} bits<extra></extra>",
         "zmin": -0.5,
         "zmax": steps - 0.5,
         "colorscale": scale,
-        "colorbar": _color_bar(
-            list(range(steps)), [_bits_name(width, "float") for width in widths]
-        ),
+        "colorbar": _color_bar(list(range(steps)), [width_name(width) for width in widths]),
     }
     return {"data": [trace], "layout": _map_layout(view, rows)}
 
@@ -63,10 +65,6 @@ def pruning_map(view: ReportView) -> Figure:
         "colorbar": _color_bar(ticks, [f"{100 * tick:.0f} %" for tick in ticks]),
     }
     return {"data": [trace], "layout": _map_layout(view, rows)}
-
-
-def _bits_name(bits: int, name_of_float: str) -> str:
-    return name_of_float if bits == FLOAT_BITS else str(bits)
 
 
 def _layers(trial: TrialRecord) -> list[tuple[str, int]]:

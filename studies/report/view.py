@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ...search.candidate import FLOAT_BITS, Candidate
+from ...search.candidate import FLOAT_WIDTHS, Candidate, width_name
 from ..records import FURTHER_OBJECTIVES, StudyRecord, TrialRecord
 
 LOSS_BUDGET = 0.005  # the headline's loss: 0.5 points where the metric is a share
@@ -207,8 +207,8 @@ def uniform_label(candidate: Candidate | None) -> str | None:
     if len(choices) != 1:
         return None
     choice = choices.pop()
-    if choice.weight_bits == FLOAT_BITS:
-        return "float"
+    if choice.is_float:
+        return width_name(choice.weight_bits)
     return f"W{choice.weight_bits}A{choice.activation_bits}"
 
 
@@ -217,15 +217,18 @@ def bits_text(candidate: Candidate | None) -> str:
     if candidate is None or not candidate.layers:
         return DASH
     bits = [choice.weight_bits for _, choice in candidate.layers]
-    integer = [width for width in bits if width != FLOAT_BITS]
+    floats = {width: bits.count(width) for width in FLOAT_WIDTHS if width in bits}
+    if set(bits) == set(floats) and len(floats) == 1:
+        return width_name(bits[0])
+    counts = ", ".join(f"{count} {width_name(width)}" for width, count in floats.items())
+    integer = [width for width in bits if width not in floats]
     if not integer:
-        return "float"
+        return counts
     low, high = min(integer), max(integer)
     text = (
         f"{low}" if low == high else f"{low}{DASH}{high}, mean {sum(integer) / len(integer):.1f}"
     )
-    n_float = len(bits) - len(integer)
-    return f"{text}, {n_float} float" if n_float else text
+    return f"{text}, {counts}" if counts else text
 
 
 def mean_bits(candidate: Candidate | None) -> float:

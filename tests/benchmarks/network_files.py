@@ -26,6 +26,7 @@ else:  # scripts run from here: this folder is on the path
 
 FORMATS = {  # bits of weights and activations
     "fp32": (32, 8),
+    "fp16": (16, 8),  # weights alone: what is computed stays float32
     "w8a8": (8, 8),
     "w7a8": (7, 8),
     "w6a8": (6, 8),
@@ -33,6 +34,7 @@ FORMATS = {  # bits of weights and activations
     "w2a8": (2, 8),
     "w7a7": (7, 7),
 }
+FLOATS = ("fp32", "fp16")
 
 
 @dataclass
@@ -51,12 +53,16 @@ def make_files(name: str, formats: Sequence[str], profile: HardwareProfile, root
     network, folder = load_network(name), root / name
     folder.mkdir()
     files, inputs = Files(network), network.inputs
-    settings = SpaceSettings(max_pruning_ratio=0.0, activation_bits=profile.activation_bits)
+    settings = SpaceSettings(
+        max_pruning_ratio=0.0,
+        weight_bits=tuple(sorted({*profile.weight_bits, 16})),
+        activation_bits=profile.activation_bits,
+    )
     space = SearchSpace.from_model(network.model, inputs[:1], profile, settings)
     data = Data(inputs, torch.zeros(len(inputs), dtype=torch.int64))
     task = Task(name, network.model, inputs[:1], inputs, data)
     compressor = Compressor(task, space, CompressionSettings(n_calibration=len(inputs)))
-    is_integer = any(name != "fp32" for name in formats)
+    is_integer = any(label not in FLOATS for label in formats)
     if is_integer:
         compressor.compress(space.uniform(8))  # calibrates; what follows is a candidate's cost
     for label in dict.fromkeys(["fp32", *formats, *(["w8a8", "w7a8"] if is_integer else [])]):

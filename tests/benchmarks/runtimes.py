@@ -44,17 +44,24 @@ from paredown.hw_profiles import HardwareProfile, load_profile, this_machine
 
 if TYPE_CHECKING:
     from tests.benchmarks.kernel_times import Limits, show_calls, time_calls
-    from tests.benchmarks.network_files import FORMATS, Files, make_files, noting
+    from tests.benchmarks.network_files import FLOATS, FORMATS, Files, make_files, noting
     from tests.benchmarks.networks import NETWORKS
     from tests.benchmarks.runtime_rows import Row, complaints, means, plot, show, show_summary
 else:  # run as a script: its own folder is on the path
     from kernel_times import Limits, show_calls, time_calls
-    from network_files import FORMATS, Files, make_files, noting
+    from network_files import FLOATS, FORMATS, Files, make_files, noting
     from networks import NETWORKS
     from runtime_rows import Row, complaints, means, plot, show, show_summary
 
 PEERS = ("onnxruntime", "openvino")
-WIDER = {"w7a8": "w8a8", "w6a8": "w7a8", "w4a8": "w6a8", "w2a8": "w4a8", "w7a7": "w7a8"}
+WIDER = {
+    "fp16": "fp32",
+    "w7a8": "w8a8",
+    "w6a8": "w7a8",
+    "w4a8": "w6a8",
+    "w2a8": "w4a8",
+    "w7a7": "w7a8",
+}
 BUILD_S = 900.0
 
 
@@ -145,7 +152,7 @@ def start_runners(
         runners += [
             Runner(runtime, label, model)
             for label, model in files.peers.items()
-            if label != "fp32" or label in formats
+            if label != "fp32" or {*FLOATS} & {*formats}
         ]
     for runner in runners:
         runner.worker = workers.get(runner.runtime, runner.label)
@@ -187,7 +194,7 @@ def make_rows(
             continue
         peer, wider = best_peer(runners, label), _next_wider(label, ours)
         latency = summarize(runner.rounds(peer), COMPARISON_PROTOCOL.tolerance, threads)
-        limit = np.array(limits["float" if label == "fp32" else "integer"])
+        limit = np.array(limits["float" if label in FLOATS else "integer"])
         speeds = 2e-3 * files.network.macs / np.array(runner.times_us)
         row = Row(
             *identity,
@@ -209,7 +216,7 @@ def make_rows(
 def best_peer(runners: list[Runner], label: str) -> Runner | None:
     """Return the fastest peer for a format: on the float file, or on any integer one."""
     peers = [r for r in runners if r.runtime in PEERS and r.error is None and r.blocks]
-    rivals = [r for r in peers if (r.label == "fp32") == (label == "fp32")]
+    rivals = [r for r in peers if (r.label in FLOATS) == (label in FLOATS)]
     return min(rivals, key=lambda r: float(np.median(r.times_us)), default=None)
 
 

@@ -18,6 +18,7 @@ from paredown.hw_profiles.profile import HardwareProfile
 pytestmark = pytest.mark.slow  # tvm takes seconds to import
 
 
+FLOAT = onnx.TensorProto.FLOAT
 ON_GPU = ("onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 
 
@@ -75,6 +76,33 @@ def test_computes_what_the_file_means(
 ) -> None:
     outputs = worker.predict(runtime.name, artifact, samples)
     np.testing.assert_allclose(outputs, reference(small_net, samples), rtol=1e-4, atol=1e-5)
+
+
+def test_float_weights_may_be_stored_in_float16(
+    runtime: Runtime,
+    worker: Worker,
+    small_net: Path,
+    samples: Array,
+    tmp_path: Path,
+    profile: HardwareProfile,
+) -> None:
+    model = onnx.load(small_net)
+    casts = []
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) > 1:
+            halves = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            name = f"{tensor.name}.float16"
+            casts.append(onnx.helper.make_node("Cast", [name], [tensor.name], to=FLOAT))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(halves, name))
+    nodes = [*casts, *model.graph.node]
+    assert casts
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    path, artifact = tmp_path / "halves.onnx", tmp_path / f"halves{runtime.suffix}"
+    onnx.save(model, path)
+    worker.build(runtime.name, path, artifact, profile)
+    outputs = worker.predict(runtime.name, artifact, samples)
+    np.testing.assert_allclose(outputs, reference(path, samples), rtol=1e-4, atol=1e-5)
 
 
 def test_session_names_its_inputs_and_outputs(runtime: Runtime, artifact: Path) -> None:

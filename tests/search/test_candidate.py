@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice, digest_of
+from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice, digest_of, width_name
 
 CHOICES = st.one_of(
-    st.just(FLOAT_LAYER), st.builds(LayerChoice, st.integers(2, 8), st.sampled_from((7, 8)))
+    st.just(FLOAT_LAYER),
+    st.just(LayerChoice(16, 32)),
+    st.builds(LayerChoice, st.integers(2, 8), st.sampled_from((7, 8))),
 )
 CANDIDATES = st.builds(
     lambda pruning, layers: Candidate(tuple(pruning.items()), tuple(layers.items())),
@@ -55,16 +57,25 @@ def test_lookups_by_name() -> None:
 @pytest.mark.parametrize(
     ("weight_bits", "activation_bits", "match"),
     [
-        (0, 8, "`weight_bits` must lie between 1 and 8, or be 32 for float, but got 0"),
+        (0, 8, "`weight_bits` must lie between 1 and 8, or be 16 or 32 for float, but got 0"),
         (9, 8, "`weight_bits` must lie between"),
         (4, 6, "`activation_bits` must be 7 or 8 in an integer layer, but got 6"),
         (4, 32, "`activation_bits` must be 7 or 8"),
         (32, 8, "`activation_bits` must be 32 where `weight_bits` is 32"),
+        (16, 8, "`activation_bits` must be 32 where `weight_bits` is 16"),
     ],
 )
 def test_layer_choice_checks_itself(weight_bits: int, activation_bits: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         LayerChoice(weight_bits, activation_bits)
+
+
+def test_only_the_weights_of_a_float_layer_may_be_halved() -> None:
+    assert LayerChoice.of(16, 7) == LayerChoice(16, 32)
+    assert LayerChoice.of(32, 8) == FLOAT_LAYER
+    assert LayerChoice.of(4, 7) == LayerChoice(4, 7)
+    assert LayerChoice(16, 32).is_float
+    assert [width_name(bits) for bits in (1, 8, 16, 32)] == ["1", "8", "float16", "float"]
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, float("nan")])

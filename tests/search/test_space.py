@@ -5,6 +5,7 @@ import gc
 import json
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import optuna
@@ -105,6 +106,42 @@ def test_baseline_belongs_to_every_space() -> None:
         SpaceError, match=r"in layer 'block\.conv1', but the candidate asks for 32"
     ):
         SPACE.params(baseline)
+
+
+def test_float16_is_a_width_of_layers_in_floating_point() -> None:
+    space = SearchSpace(
+        (),
+        (
+            LayerInfo("conv", "conv", (8, 3, 3, 3), 1, (1, 8, 8, 8), (8, 16, 32), (7, 8)),
+            LayerInfo("fc", "linear", (10, 8), 80, (1, 10), (16, 32), (7, 8)),
+        ),
+    )
+    assert set(space.options()) == {
+        "weight_bits/conv",
+        "activation_bits/conv",
+        "weight_bits/fc",  # no width of its input: it computes in float32
+    }
+    half = space.uniform(16, 7)
+    assert set(half.layer_choices.values()) == {LayerChoice(16, 32)}
+    assert ask(space, space.params(half)) == half
+    assert half != space.baseline()
+
+
+@pytest.mark.parametrize("asked", [(8, 16), (16, 8, 32)])
+def test_float16_is_on_offer_where_it_is_asked_for(
+    asked: tuple[int, ...], build: Build, profile: HardwareProfile
+) -> None:
+    model, example = build("mlp")
+
+    def widths(device: HardwareProfile, **settings: Any) -> set[tuple[int, ...]]:
+        given = SpaceSettings(max_pruning_ratio=0.0, **settings)
+        space = SearchSpace.from_model(model, example, device, given)
+        return {layer.weight_bits for layer in space.layers}
+
+    assert widths(profile, weight_bits=asked) == {(8, 16, 32)}
+    assert widths(profile, weight_bits=asked, include_float=False) == {(8, 16)}
+    assert widths(profile) == {(*profile.weight_bits, 32)}
+    assert widths(dataclasses.replace(profile, weight_bits=(4, 16))) == {(4, 16, 32)}
 
 
 def test_uniform_takes_the_nearest_option() -> None:

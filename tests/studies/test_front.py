@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from paredown.search.candidate import Candidate
+from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice
 from paredown.studies.front import (
     describe_trial,
     format_bytes,
@@ -90,6 +90,10 @@ def test_summary_of_a_candidate(synthetic_study: StudyRecord) -> None:
     assert synthetic_study.trials[2].candidate is not None
     assert summarize(synthetic_study.trials[0].candidate) == "float, 0% pruned"
     assert summarize(synthetic_study.trials[2].candidate) == "6 bits, 0% pruned"
+    widths = {"a": LayerChoice(16, 32), "b": FLOAT_LAYER, "c": LayerChoice(4)}
+    layers = tuple(widths.items())
+    assert summarize(Candidate((), layers[:2])) == "float16/float, 0% pruned"
+    assert summarize(Candidate((), layers)) == "4/float16/float bits, 0% pruned"
 
 
 def test_sizes_have_units() -> None:

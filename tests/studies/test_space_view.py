@@ -49,3 +49,15 @@ def test_table_and_notes_say_what_stays_and_why() -> None:
     assert "Weights of 4 bits are for size only" in notes
     assert "Channels of fc stay: its outputs are the model's output." in notes
     assert "no layer's" not in notes
+    assert "float16" not in notes
+
+
+def test_float16_is_named_and_labelled() -> None:
+    layer = LayerInfo("fc", "linear", (10, 64), 640, (1, 10), (16, 32), (7, 8))
+    view = describe_space(SearchSpace((), (layer,)), "task", "cpu", (16,), None)
+    console = Console(width=160)
+    with console.capture() as capture:
+        console.print(space_table(view))
+    assert capture.get().splitlines()[1].split()[-3:] == ["float16", "float", "all"]
+    (note,) = [note for note in space_notes(view) if "size only" in note]
+    assert note.startswith("Weights in float16 are for size only")

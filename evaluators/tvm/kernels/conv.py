@@ -36,7 +36,8 @@ class Form:
     """How a kernel multiplies and sums.
 
     Attributes:
-        name: `f32` (fused multiply-add), `pair1`, `pair2`, `pair4` (x86 `pmaddubsw`, that many
+        name: `f32` (fused multiply-add), `f16` (the same with weights widened as they are read),
+            `pair1`, `pair2`, `pair4` (x86 `pmaddubsw`, that many
             products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
             that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
             weights of full 8 bits), `dot` (`vpdpbusd`: exact at any width), `plain` (s32 products,
@@ -56,7 +57,7 @@ class Form:
     @property
     def is_integer(self) -> bool:
         """Whether the kernel reads uint8 images."""
-        return self.weights != "float32"
+        return not self.weights.startswith("float")
 
     @property
     def is_neon(self) -> bool:
@@ -68,6 +69,7 @@ FORMS = {
     form.name: form
     for form in (
         Form("f32", group=1, unroll=1, weights="float32"),
+        Form("f16", group=1, unroll=1, weights="float16"),
         Form("pair1", group=4, unroll=1, weights="int8"),
         Form("pair2", group=4, unroll=2, weights="int8"),
         Form("pair4", group=4, unroll=4, weights="int8"),
@@ -203,7 +205,7 @@ class Tile:
         if self.form.is_neon:
             return neon.accumulate(self)
         ways = {
-            **{"f32": self._f32, "rolled": self._rolled, "wide": self._wide},
+            **{"f32": self._f32, "f16": self._f32, "rolled": self._rolled, "wide": self._wide},
             **{"dot": self._dot, "plain": self._plain},
         }
         return ways.get(self.form.name, self._pair)()
@@ -278,7 +280,10 @@ class Tile:
         lanes = self.lanes
         data = f"T.broadcast(A[ab + i * ars + j * acs + c], {lanes})"
         name = f"llvm.fmuladd.v{lanes}f32"
-        total = intrinsic(f"float32x{lanes}", name, data, self._weights("c", lanes), self.acc)
+        weights = self._weights("c", lanes)
+        if self.form.name == "f16":
+            weights = f"T.Cast('float32x{lanes}', {weights})"
+        total = intrinsic(f"float32x{lanes}", name, data, weights, self.acc)
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
 
     # ---- result

@@ -97,6 +97,26 @@ def test_form_follows_from_the_proof(isa: str, top: int, forms: set[str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "is_half", "forms"),
+    [
+        ("x86-64-v4-vnni", 128, True, {"f16"}),
+        ("x86-64-v3", 128, True, {"f16"}),
+        ("x86-64-v3", 128, False, {"f32"}),
+        ("x86-64-v3", 64, True, {"f32"}),
+        ("x86-64", 128, True, {"f32"}),
+        ("raspberry-pi-4", 128, True, {"neon_f32"}),
+    ],
+)
+def test_halves_are_read_in_place_where_that_costs_nothing(
+    name: str, size: int, is_half: bool, forms: set[str]
+) -> None:
+    profile = load_profile(name)
+    linear = replace(layer(np.ones((size, size, 1, 1), np.float32), 1, 1), is_half=is_half)
+    found = options(linear, profile.isa, reads_halves=profile.reads_halves)
+    assert {knobs.form for knobs in found} == forms
+
+
+@pytest.mark.parametrize(
     ("isa", "top", "channels", "forms"),
     [
         ("portable", 127, 40, {"dw_plain"}),

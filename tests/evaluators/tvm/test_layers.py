@@ -234,6 +234,29 @@ def test_float_layer(kernels: Any, sizes: Sizes, seed: int, is_quantized: bool) 
 
 @given(sizes=sizes(), seed=numbers)
 @few
+def test_layer_of_halves(kernels: Any, sizes: Sizes, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    case = Case(sizes, rng, Sink(1), 32)
+    case.weights = case.weights.astype(np.float16).astype(np.float32)
+    source, channels = source_image(sizes, "float32"), sizes.geometry.oc
+    data = rng.standard_normal((source.n, source.h, source.w, source.c)).astype(np.float32)
+    zeros, ones = (np.full(channels, value, np.float32) for value in (0, 1))
+    layer = replace(case.layer(source, zeros, ones), is_half=True)
+    expected = sums(sizes, data, case.weights)
+    unpacked = settings_of(kernels, layer)
+    assert layer.call(unpacked[0]).weights is not None
+    in_place = []
+    if kernels.isa.startswith("avx"):
+        in_place = [replace(knobs, form="f16") for knobs in unpacked]
+        call = layer.call(in_place[0])
+        assert call.constants[0].dtype == np.float16
+        assert call.weights is None
+    for knobs in (*in_place, *unpacked):
+        assert_close(run(kernels, layer, knobs, data), expected)
+
+
+@given(sizes=sizes(), seed=numbers)
+@few
 def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
     rng = np.random.default_rng(seed)
     image = Sink(2).image(sizes.n, *sizes.outer, sizes.geometry.oc)
@@ -272,3 +295,9 @@ def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     expected = np.maximum(sums(sizes, data, case.weights) + bias, 0)
     for knobs in settings_of(kernels, layer):
         assert_close(run(kernels, layer, knobs, data), expected)
+    case.weights = case.weights.astype(np.float16).astype(np.float32)
+    layer = replace(layer, weights=case.weights, is_half=True)
+    expected = np.maximum(sums(sizes, data, case.weights) + bias, 0)
+    knobs = settings_of(kernels, layer)[0]
+    assert layer.call(knobs).weights is not None
+    assert_close(run(kernels, layer, knobs, data), expected)

@@ -29,6 +29,7 @@ from paredown.search.training import distillation_loss
 pytestmark = pytest.mark.slow  # each model is exported once, which takes a second or more
 
 Build = Callable[[str], tuple[nn.Module, Tensor]]
+HALF_LAYER = LayerChoice(16, 32)
 NAMES = ("residual", "concat", "separable", "grouped", "shuffle", "mlp")
 
 
@@ -67,7 +68,8 @@ def make(build: Build, profile: HardwareProfile, cache: dict[str, Bench]) -> Mak
         inputs = torch.randn(96, *example.shape[1:])
         data = Data(inputs, predict(model, inputs).argmax(1))
         task = Task("test", model, example, inputs[:32], data, train=data)
-        space = SearchSpace.from_model(model, example, profile, SpaceSettings())
+        widths = SpaceSettings(weight_bits=(*profile.weight_bits, 16))
+        space = SearchSpace.from_model(model, example, profile, widths)
         result = Bench(
             Compressor(task, space, CompressionSettings(**settings), seed=3), space, task
         )
@@ -139,6 +141,41 @@ def test_float_layers_among_integer_ones_stay_float(make: Make) -> None:
     assert_file_is_what_torch_runs(compressed, bench.task.validation.inputs[:16])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_16_bits_are_float16(name: str, make: Make) -> None:
+    bench = make(name)
+    compressed = bench.compressor.compress(bench.space.uniform(16))
+    whole = bench.compressor.compress(bench.space.baseline())
+    stored = {i.name: i for i in compressed.model.graph.initializer}
+    saved = 0
+    for layer in bench.space.layers:
+        weight = compressed.module.weights[f"{layer.name}.weight"]
+        expected = whole.module.weights[f"{layer.name}.weight"].half().float()
+        torch.testing.assert_close(weight, expected, rtol=0, atol=0)
+        half = stored[f"{layer.name}.weight.float16"]
+        assert half.data_type == onnx.TensorProto.FLOAT16
+        assert f"{layer.name}.weight" not in stored
+        saved += 2 * weight.numel()
+    assert whole.size_bytes - compressed.size_bytes == saved
+    inputs = bench.task.validation.inputs[:16]
+    onnx.checker.check_model(compressed.model, full_check=True)
+    outputs = predict(compressed.module, inputs)
+    expected = run_onnxruntime(compressed.model, inputs)
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_beyond_float16_are_refused(make: Make) -> None:
+    torch.manual_seed(0)
+    last = nn.Linear(16, 10)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), last).eval()
+    with torch.no_grad():
+        last.weight[3, 4] = -1e5
+    bench = make(model, torch.randn(1, 12))
+    message = "must lie between -65504 and 65504, but those of '2.weight' reach 100000"
+    with pytest.raises(ValueError, match=message):
+        bench.compressor.compress(bench.space.uniform(16))
+
+
 def test_the_file_says_what_it_is(make: Make) -> None:
     bench = make("residual")
     candidate = alter(bench.space.uniform(5, 7), "head", LayerChoice(8, 8))
@@ -158,7 +195,7 @@ def test_the_file_says_what_it_is(make: Make) -> None:
 
 def test_smaller_choices_make_smaller_models(make: Make) -> None:
     bench = make("residual")
-    choices = [bench.space.uniform(b) for b in (32, 8, 6, 4, 2)]
+    choices = [bench.space.uniform(b) for b in (32, 16, 8, 6, 4, 2)]
     choices.append(bench.space.uniform(2, pruning_ratio=0.5))
     sizes = [bench.compressor.compress(c).size_bytes for c in choices]
     assert sizes == sorted(set(sizes), reverse=True)
@@ -218,14 +255,18 @@ def test_fine_tuning_is_reproducible_and_reports(make: Make) -> None:
     assert sum("epoch" in line for line in lines) == 2
 
 
-def test_fine_tuning_trains_float_layers_with_the_integer_ones(make: Make) -> None:
+@pytest.mark.parametrize("choice", [FLOAT_LAYER, HALF_LAYER])
+def test_fine_tuning_trains_float_layers_with_the_integer_ones(
+    choice: LayerChoice, make: Make
+) -> None:
     bench = make("mlp", finetune_epochs=1, finetune_batch_size=16)
-    candidate = alter(bench.space.uniform(4), "3", FLOAT_LAYER)
+    candidate = alter(bench.space.uniform(4), "3", choice)
     compressed = bench.compressor.compress(candidate)
     weight = compressed.module.weights["3.weight"].detach()
     original = bench.task.model.state_dict()["3.weight"]
     assert weight.shape == original.shape
     assert not torch.equal(weight, original)
+    assert torch.equal(weight, weight.half().float()) == (choice == HALF_LAYER)
     assert_file_is_what_torch_runs(compressed, bench.task.validation.inputs[:16])
 
 

@@ -96,6 +96,37 @@ def test_the_chain_of_nodes_is_the_one_that_was_agreed(model: ModelProto) -> Non
     assert result.graph.node[-1].output[0] == "output"
 
 
+def test_weights_of_16_bits_are_cast_to_float32_where_they_are_read(model: ModelProto) -> None:
+    result = quantized(model, {"a": (16, 32), "b": (8, 8), "c": FLOAT})
+    cast = node(result, "a.weight.cast")
+    assert (cast.op_type, *cast.input, *cast.output) == ("Cast", "a.weight.float16", "a.weight")
+    assert list(node(result, "a").input) == ["input", "a.weight", "a.bias"]
+    notes = {p.key: p.value for p in node(result, "a").metadata_props}
+    assert notes == {"paredown.weight_bits": "16", "paredown.activation_bits": "32"}
+    found, before = arrays(result), arrays(model)
+    assert "a.weight" not in found
+    np.testing.assert_array_equal(
+        found["a.weight.float16"], before["a.weight"].astype(np.float16), strict=True
+    )
+    np.testing.assert_array_equal(found["c.weight"], before["c.weight"])
+
+
+def test_a_layer_that_runs_twice_has_its_float16_weights_once(model: ModelProto) -> None:
+    twice = ModelProto()
+    twice.CopyFrom(model)
+    again = twice.graph.node.add()
+    again.CopyFrom(node(twice, "b"))
+    again.name, again.input[0], again.output[0] = "b#2", "b0", "b1"
+    nodes = [n for n in twice.graph.node if n is not again]
+    nodes.insert(3, again)
+    node(twice, "s").input[0] = "b1"
+    ordered = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    del twice.graph.node[:]
+    twice.graph.node.extend(ordered)
+    result = quantized(twice, {"b": (16, 32)})
+    assert [n.op_type for n in result.graph.node].count("Cast") == 1
+
+
 def test_views_read_the_scale_of_what_they_view(model: ModelProto) -> None:
     result = quantized(model, ALL)
     quantizers = {

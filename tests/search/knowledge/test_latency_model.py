@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -59,6 +60,19 @@ def model() -> LatencyModel:
     model = LatencyModel(SPACE, baseline.latency_us)
     model.add(baseline)
     return model
+
+
+def test_float16_is_judged_by_what_is_known_of_float() -> None:
+    layers = tuple(replace(layer, weight_bits=(*WIDTHS[:-1], 16, 32)) for layer in SPACE.layers)
+    space = SearchSpace((), layers)
+    model = LatencyModel(space, 1000.0)
+    untimed = [space.uniform(bits) for bits in (8, 16, 32)]
+    eight, half, whole = model.predict_layers(Choices.of(space, untimed)).sum(axis=1)
+    assert eight < half == whole
+    for bits in (2, 8, 32):
+        model.add(sample(space.uniform(bits)))
+    eight, half, whole = model.predict_layers(Choices.of(space, untimed)).sum(axis=1)
+    assert abs(half - whole) < 0.1 * abs(half - eight)
 
 
 def test_few_networks_tell_about_many(model: LatencyModel) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.compression.pruning import prune
 from paredown.search.knowledge.sizes import Choices, LayerSizes
-from paredown.search.space import SearchSpace
+from paredown.search.space import SearchSpace, SpaceSettings
 
 Build = Callable[[str], tuple[nn.Module, Tensor]]
 
@@ -43,11 +43,18 @@ def test_channels_and_weights_are_those_of_the_pruned_model(
 def test_bytes_by_hand(profile: HardwareProfile) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1))
-    space = SearchSpace.from_model(model, torch.zeros(1, 3, 8, 8), profile)
-    candidates = [space.baseline(), space.uniform(3), space.uniform(8, pruning_ratio=0.5)]
+    settings = SpaceSettings(weight_bits=(3, 8, 16))
+    space = SearchSpace.from_model(model, torch.zeros(1, 3, 8, 8), profile, settings)
+    candidates = [
+        space.baseline(),
+        space.uniform(16),
+        space.uniform(3),
+        space.uniform(8, pruning_ratio=0.5),
+    ]
     sizes = LayerSizes(space).size_bytes(Choices.of(space, candidates))
     assert sizes.tolist() == [
         [4 * 432 + 64, 4 * 128 + 32],
+        [2 * 432 + 64, 2 * 128 + 32],
         [162 + 128, 48 + 64],
         [216 + 64, 64 + 64],
     ]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice
+from paredown.search.candidate import Candidate, LayerChoice
 from paredown.studies.records import INTERRUPTED, StudyRecord, TrialRecord
 from paredown.studies.report.view import ReportView, bits_text, uniform_label
 
@@ -13,10 +13,7 @@ NewRecord = Callable[..., StudyRecord]
 
 
 def candidate(*bits: int, ratio: float = 0.0) -> Candidate:
-    layers = tuple(
-        (f"conv{i}", FLOAT_LAYER if width == 32 else LayerChoice(width))
-        for i, width in enumerate(bits)
-    )
+    layers = tuple((f"conv{i}", LayerChoice.of(width, 8)) for i, width in enumerate(bits))
     return Candidate(pruning=(("conv0", ratio),), layers=layers)
 
 
@@ -70,6 +67,9 @@ def test_a_metric_that_is_no_share_keeps_its_unit(synthetic_study: StudyRecord) 
         (candidate(3, 8), None, "3\u20138, mean 5.5"),
         (candidate(3, 8, 32), None, "3\u20138, mean 5.5, 1 float"),
         (candidate(4, 4, 32), None, "4, 1 float"),
+        (candidate(16, 16), "float16", "float16"),
+        (candidate(16, 32, 16), None, "2 float16, 1 float"),
+        (candidate(4, 16, 32), None, "4, 1 float16, 1 float"),
     ],
 )
 def test_candidates_have_short_names(made: Candidate, label: str | None, bits: str) -> None:

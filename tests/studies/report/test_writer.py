@@ -13,6 +13,7 @@ from pathlib import Path
 import plotly.graph_objects as go  # type: ignore[import-untyped]  # it has no types
 import pytest
 
+from paredown.search.candidate import Candidate, LayerChoice
 from paredown.studies.records import StudyRecord, TrialRecord
 from paredown.studies.report import ReportError, build_figures, render_report, write_report
 from paredown.studies.report.view import ReportView
@@ -205,6 +206,27 @@ def test_maps_have_a_column_for_each_point(synthetic_study: StudyRecord) -> None
     assert figures["bits-map"]["figure"]["data"][0]["text"][1][0] == str(
         candidate.layer_choices["stage1.conv1"].weight_bits
     )
+
+
+def test_rare_widths_are_in_the_map_where_they_occur(synthetic_study: StudyRecord) -> None:
+    def shown(record: StudyRecord) -> tuple[list[str], list[str]]:
+        figures = build_figures(ReportView.from_record(record))
+        trace = figures["bits-map"]["figure"]["data"][0]
+        texts = [text for row in trace["text"] for text in row]
+        assert max(place for row in trace["z"] for place in row) < len(trace["colorscale"]) / 2
+        return texts, trace["colorbar"]["ticktext"]
+
+    texts, legend = shown(synthetic_study)
+    assert not {"1", "16"} & {*texts, *legend}
+    first = synthetic_study.front()[0]
+    assert first.candidate is not None
+    names = [name for name, _ in first.candidate.layers]
+    choices = [LayerChoice(1), LayerChoice(16, 32), *[LayerChoice(4)] * (len(names) - 2)]
+    rare = Candidate(first.candidate.pruning, tuple(zip(names, choices, strict=True)))
+    trials = [replace(t, candidate=rare) if t is first else t for t in synthetic_study.trials]
+    texts, legend = shown(replace(synthetic_study, trials=tuple(trials)))
+    assert {"1", "16"} <= {*texts}
+    assert legend == ["1", "2", "3", "4", "5", "6", "7", "8", "float16", "float"]
 
 
 def test_the_date_is_in_the_header(synthetic_study: StudyRecord) -> None:
