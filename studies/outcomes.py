@@ -60,6 +60,7 @@ class TrialWriter:
             "candidate": evaluation.candidate.to_json(),
             "accuracy": evaluation.accuracy,
             "size_bytes": evaluation.size_bytes,
+            "coded_size_bytes": evaluation.coded_size_bytes,
             "latency_us": evaluation.latency_us,
             "latency_spread_us": evaluation.latency_spread_us,
             "latency": None if evaluation.latency is None else evaluation.latency.to_json(),

@@ -46,6 +46,16 @@ def float_initializer(name: str, array: np.ndarray[Any, Any] | np.float32) -> Te
     )
 
 
+def replace_floats(model: ModelProto, values: Mapping[str, Tensor]) -> ModelProto:
+    """Return a copy of a model with other values of the named initializers."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(float_initializer(tensor.name, values[tensor.name].numpy()))
+    return result
+
+
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """Return an integer attribute of a node."""
     return next((a.i for a in node.attribute if a.name == name), default)
