@@ -23,6 +23,7 @@ from ..training import Log, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
 from ._graph import layer_nodes, replace_floats, set_metadata
 from .correction import Correction, correct_layers
+from .equalization import equalize
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
 from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
@@ -141,7 +142,7 @@ class Compressor:
     def _float_model(self, candidate: Candidate, say: Report) -> FloatModel:
         key = candidate.pruning
         if key == self.space.baseline().pruning:
-            return self._unpruned
+            return self._whole
         if key not in self._pruned:
             say("pruning")
             pruned = prune(self._original, candidate, self.space)
@@ -149,11 +150,22 @@ class Compressor:
             base = self._fill(fold_batch_norm(pruned, self.task.example_input))
             if self.settings.reconstruct:
                 base = self._reconstructed(base, candidate)
-            self._pruned[key] = base
+            self._pruned[key] = self._equalized(base)
             if len(self._pruned) > _KEPT_MODELS:
                 self._pruned.popitem(last=False)
         self._pruned.move_to_end(key)
         return self._pruned[key]
+
+    @cached_property
+    def _whole(self) -> FloatModel:
+        return self._equalized(self._unpruned)
+
+    def _equalized(self, base: FloatModel) -> FloatModel:
+        if not self.settings.equalize:
+            return base
+        batches = base.inputs.split(len(base.batch))
+        found = equalize(base.model, base.module, batches)
+        return self._wrap(replace_floats(base.model, found)) if found else base
 
     def _reconstructed(self, base: FloatModel, candidate: Candidate) -> FloatModel:
         """Let the layers of a pruned model compute what those of the whole model do."""
@@ -242,7 +254,9 @@ class Compressor:
         if not self.settings.correction or not outputs:
             return {}
         module = OnnxModule(self._write(base, values, candidate))
-        found = correct_layers(module, base.batch, outputs, base.calibration.moments)
+        nodes = layer_nodes(base.model.graph)
+        bits = {n.name: c.weight_bits for name, c in candidate.layers for n in nodes[name]}
+        found = correct_layers(module, base.batch, outputs, base.calibration.moments, bits)
         return {n: _corrected(values[n], c) for n, c in found.items()}
 
     def _write(

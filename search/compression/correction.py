@@ -14,6 +14,7 @@ from ._graph import attribute, layer_nodes
 from .calibration import Moments, channel_moments
 from .quantizer import along
 
+_MAX_BITS = 4  # of weights whose rounding changes a channel's spread
 _MAX_GAIN = 2.0  # beyond that a channel's spread tells more about the samples than the rounding
 
 
@@ -49,18 +50,22 @@ def correct_layers(
     inputs: Tensor,
     outputs: Mapping[str, str],
     moments: Mapping[str, Moments],
+    bits: Mapping[str, int],
 ) -> dict[str, Correction]:
     """Find the corrections with which channels have the mean and spread of the float graph.
 
     Rounding shifts the mean of a channel, and clipping large weights shrinks its spread; both
     add up from layer to layer. One run suffices: each layer's output is corrected on the spot,
-    so the layers behind it see what they will see in the corrected graph.
+    so the layers behind it see what they will see in the corrected graph. With more bits weights
+    keep their spread, and what a gain then makes up for is the noise of these very samples: on
+    other photographs it costs EfficientNet-Lite0 with 8 bits 3 dB.
 
     Args:
         module: The quantized graph.
         inputs: The samples that `moments` were taken on.
         outputs: Output tensors of the integer layers by the names of their nodes.
         moments: Mean and standard deviation of those tensors' channels in the float graph.
+        bits: Width of the weights of each node.
 
     References:
         Nagel, van Baalen, Blankevoort, Welling. Data-free quantization through weight
@@ -72,8 +77,10 @@ def correct_layers(
 
     def correct(name: str, values: Tensor) -> Tensor:
         node, wanted, found = names[name], moments[name], channel_moments(values)
-        gain = wanted.deviation / found.deviation
-        gain = torch.where(gain.isfinite(), gain, 1.0).clamp(1 / _MAX_GAIN, _MAX_GAIN)
+        gain = torch.ones_like(wanted.deviation)
+        if bits[node] <= _MAX_BITS:
+            gain = wanted.deviation / found.deviation
+            gain = torch.where(gain.isfinite(), gain, 1.0).clamp(1 / _MAX_GAIN, _MAX_GAIN)
         bias = gain * (weights[f"{node}.bias"].detach() - found.mean) + wanted.mean
         corrections[node] = Correction(gain, bias)
         offset = wanted.mean - gain * found.mean

@@ -21,6 +21,8 @@ class CompressionSettings:
         search_scales: Whether scales of weights minimise the squared error or cover all weights.
         round_by_outputs: Whether weights are rounded so that the outputs of their layer change
             least, not to the nearest step.
+        equalize: Whether the channels of tensors that depthwise convolutions read are brought to
+            one range.
         reconstruct: Whether layers of a pruned model get the weights with which their outputs come
             nearest to those of the whole model.
         shared_only: Whether candidates have the weights of the shared network, if there is one,
@@ -42,6 +44,7 @@ class CompressionSettings:
     n_calibration: int | None = None
     search_scales: bool = True
     round_by_outputs: bool = True
+    equalize: bool = True
     reconstruct: bool = True
     shared_only: bool = False
     accumulation_run: int | None = None

@@ -52,7 +52,8 @@ def test_corrected_outputs_have_the_moments_of_the_float_graph() -> None:
     }
     values = {n: LayerValues(scale=weight_scales(tensors[f"{n}.weight"], 2, 0)) for n in outputs}
     plain = quantize(model, choices, seen.histograms, values=values)
-    corrections = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments)
+    bits = dict.fromkeys(outputs, 2)
+    corrections = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments, bits)
     corrected = quantize(
         model,
         choices,
@@ -77,10 +78,21 @@ def test_channels_that_never_change_keep_their_scale() -> None:
     seen = calibrate(OnnxModule(model), inputs, activation_names(model.graph), ["a0", "output"])
     plain = quantize(model, {"a": LayerChoice(4, 8), "b": LayerChoice(4, 8)}, seen.histograms)
     corrections = correct_layers(
-        OnnxModule(plain), inputs, {"a": "a0", "b": "output"}, seen.moments
+        OnnxModule(plain), inputs, {"a": "a0", "b": "output"}, seen.moments, {"a": 4, "b": 4}
     )
     assert all((c.gain == 1).all() for c in corrections.values())
     assert all(c.bias.isfinite().all() for c in corrections.values())
+
+
+def test_wide_weights_keep_their_scale() -> None:
+    model = make_model()
+    outputs = correctable_layers(model.graph)
+    seen = calibrate(OnnxModule(model), INPUTS, activation_names(model.graph), outputs.values())
+    plain = quantize(model, dict.fromkeys("ab", LayerChoice(5, 8)), seen.histograms)
+    found = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments, {"a": 4, "b": 5})
+    assert (found["a"].gain != 1).all()
+    assert (found["b"].gain == 1).all()
+    assert (found["b"].bias != 0).all()
 
 
 def test_moments_of_a_hand_computed_tensor() -> None:
