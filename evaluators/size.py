@@ -71,7 +71,8 @@ class _Part:
 
     @property
     def packed_bytes(self) -> int:
-        return math.ceil(math.prod(self.tensor.dims) * self.bits / 8)
+        n_values: int = math.prod(self.tensor.dims)
+        return math.ceil(n_values * self.bits / 8)
 
     @property
     def coded_bytes(self) -> int:

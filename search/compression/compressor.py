@@ -22,7 +22,7 @@ from ..space import SearchSpace
 from ..training import Log, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
 from ._graph import layer_nodes, replace_floats, set_metadata
-from .correction import Correction, correct_layers
+from .correction import Correction, changes_spread, correct_layers
 from .equalization import equalize
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
@@ -255,8 +255,13 @@ class Compressor:
             return {}
         module = OnnxModule(self._write(base, values, candidate))
         nodes = layer_nodes(base.model.graph)
-        bits = {n.name: c.weight_bits for name, c in candidate.layers for n in nodes[name]}
-        found = correct_layers(module, base.batch, outputs, base.calibration.moments, bits)
+        rescaled = {
+            node.name
+            for name, choice in candidate.layers
+            for node in nodes[name]
+            if changes_spread(choice, self.settings.sparsity)
+        }
+        found = correct_layers(module, base.batch, outputs, base.calibration.moments, rescaled)
         return {n: _corrected(values[n], c) for n, c in found.items()}
 
     def _write(

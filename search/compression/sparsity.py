@@ -95,13 +95,15 @@ def input_importance(weight: Tensor, gram: Tensor, axis: int) -> Tensor:
     moved = weight.movedim(axis, 0)
     norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().to(weight.dtype)
     rows = moved.abs().flatten(1).unflatten(0, (len(gram), -1)) * norms[:, None]
-    return rows.reshape(moved.shape).movedim(0, axis)
+    result: Tensor = rows.reshape(moved.shape).movedim(0, axis)
+    return result
 
 
 def _largest(rows: Tensor, count: int) -> Tensor:
     """Mark the largest of each row; of equal ones the first."""
     order = rows.sort(dim=-1, descending=True, stable=True).indices
-    return order.argsort(dim=-1) < count
+    is_largest: Tensor = order.argsort(dim=-1) < count
+    return is_largest
 
 
 def _largest_of_blocks(scores: Tensor, block: int, ratio: float) -> Tensor:

@@ -54,11 +54,12 @@ def make_model(*between: Any, group: int = 8, extra: Any = ()) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 
-RELU = ("Relu", [], {})
-RELU6 = ("Clip", ["zero", "six"], {})
-LEAKY = ("LeakyRelu", [], {"alpha": 0.1})
-POOL = ("MaxPool", [], {"kernel_shape": [3, 3], "pads": [1] * 4})
-SIGMOID = ("Sigmoid", [], {})
+Node = tuple[str, list[str], dict[str, Any]]
+RELU: Node = ("Relu", [], {})
+RELU6: Node = ("Clip", ["zero", "six"], {})
+LEAKY: Node = ("LeakyRelu", [], {"alpha": 0.1})
+POOL: Node = ("MaxPool", [], {"kernel_shape": [3, 3], "pads": [1] * 4})
+SIGMOID: Node = ("Sigmoid", [], {})
 
 
 def run(model: ModelProto) -> Tensor:
