@@ -61,6 +61,7 @@ class Evaluation:
     layer_times: LayerTimes | None = None  # in proportion to `latency_us` of the baseline
     others: tuple[DeviceLatency, ...] = ()  # on the study's further devices
     other_artifacts: tuple[Path, ...] = ()
+    coded_size_bytes: int | None = None  # with entropy-coded weights, as `evaluators.size` has it
 
 
 class Objective:
@@ -287,6 +288,7 @@ class Objective:
             None if first is None else self._devices[0].time_layers(artifacts[0]),
             tuple(other for other in others if other is not None),
             tuple(artifacts[1:]),
+            compressed.coded_size_bytes,
         )
 
     def _measure_on(

@@ -51,6 +51,7 @@ class BundleMetrics:
     baseline_accuracy: float | None = None
     baseline_size_bytes: int | None = None
     baseline_latency_us: float | None = None
+    coded_size_bytes: int | None = None  # with entropy-coded weights
 
 
 @dataclass(frozen=True)

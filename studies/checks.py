@@ -12,6 +12,7 @@ from ..evaluators.runtimes import get_runtime, require_installed
 from ..hw_profiles import HardwareProfile, check_runs_here, load_profile
 from ..search.compression.calibration import CalibrationMethod
 from ..search.compression.criteria import CRITERIA
+from ..search.compression.sparsity import Sparsity
 from ..search.samplers import make_sampler
 from .config import StudyConfig
 from .errors import StudyError
@@ -135,6 +136,11 @@ def check_settings(settings: StudySettings) -> None:
         raise StudyError(
             f"`criterion` must be one of {', '.join(CRITERIA)}, but got '{settings.criterion}'."
         )
+    if settings.sparsity is not None:
+        try:
+            Sparsity.parse(settings.sparsity)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
     for name, mode in (("shared_epochs", "shared"), ("finetune_epochs", "finetune")):
         if getattr(settings, name) and settings.accuracy not in ("default", mode):
             raise StudyError(

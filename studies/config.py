@@ -63,6 +63,7 @@ class SpaceOptions(BaseModel):
 
     criterion: str = "l2"
     accumulation_run: int | None = Field(default=None, ge=1, le=128)
+    sparsity: float | str | None = None
     max_pruning_ratio: float = Field(default=0.75, ge=0, lt=1)
     weight_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
     activation_bits: tuple[int, ...] | None = Field(default=None, min_length=1)
@@ -134,6 +135,7 @@ class StudyConfig(BaseModel):
             shared_epochs=self.shared_epochs,
             finetune_epochs=self.finetune_epochs,
             accumulation_run=self.space.accumulation_run,
+            sparsity=None if self.space.sparsity is None else str(self.space.sparsity),
             criterion=self.space.criterion,
             max_pruning_ratio=self.space.max_pruning_ratio,
             weight_bits=self.space.weight_bits,

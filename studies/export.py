@@ -205,6 +205,7 @@ def _describe(
             baseline_accuracy=None if baseline is None else baseline.accuracy,
             baseline_size_bytes=None if baseline is None else baseline.size_bytes,
             baseline_latency_us=None if baseline is None else baseline.latency_us,
+            coded_size_bytes=trial.coded_size_bytes,
         ),
         latency=trial.latency,
         runtime=record.settings.runtime,

@@ -30,6 +30,7 @@ def evaluation_attributes(evaluation: Evaluation, record: StudyRecord) -> dict[s
         "candidate": evaluation.candidate.to_json(),
         "accuracy": evaluation.accuracy,
         "size_bytes": evaluation.size_bytes,
+        "coded_size_bytes": evaluation.coded_size_bytes,
         "latency_us": evaluation.latency_us,
         "latency_spread_us": evaluation.latency_spread_us,
         "latency": None if latency is None else latency.to_json(),

@@ -25,6 +25,7 @@ AGAIN_KEY = "paredown:again:"
 MEASURES = (
     "accuracy",
     "size_bytes",
+    "coded_size_bytes",
     "latency_us",
     "latency_spread_us",
     "seconds",

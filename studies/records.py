@@ -131,6 +131,7 @@ class StudySettings:
     shared_epochs: int | None = None  # None: as many as `SharedSettings` chooses
     finetune_epochs: int | None = None  # None: the task's own default
     accumulation_run: int | None = None  # steps that weights allow to be summed in 16 bits
+    sparsity: str | None = None  # share of weights that are zero, or a pattern as in "2:4"
     criterion: str = "l2"  # what decides which channels go first
     max_pruning_ratio: float = 0.75
     weight_bits: tuple[int, ...] | None = None  # None: all widths of the profile
@@ -174,6 +175,7 @@ class TrialRecord:
     finetuned_from: int | None = None  # number of the trial whose candidate was trained on
     others: tuple[DeviceLatency, ...] = ()  # on the study's further devices
     further: tuple[tuple[str, float], ...] = ()  # measures that are further objectives
+    coded_size_bytes: int | None = None  # with entropy-coded weights
 
     def __post_init__(self) -> None:
         if self.state not in STATES:

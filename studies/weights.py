@@ -14,6 +14,7 @@ from ..search.compression.compressor import CompressionSettings
 from ..search.compression.sandwich import SharedSettings
 from ..search.compression.shared import SharedNetwork
 from ..search.compression.shared_cache import shared_network
+from ..search.compression.sparsity import Sparsity
 from ..search.space import SearchSpace, SpaceSettings
 from .errors import StudyError
 from .records import StudySettings
@@ -75,7 +76,8 @@ def compression_settings(
         task: Its task.
         **changes: Fields that are to be different.
     """
-    chosen = CompressionSettings(accumulation_run=settings.accumulation_run)
+    sparsity = None if settings.sparsity is None else Sparsity.parse(settings.sparsity)
+    chosen = CompressionSettings(accumulation_run=settings.accumulation_run, sparsity=sparsity)
     if accuracy_mode(settings, task) == "finetune":
         epochs = settings.finetune_epochs or task.finetune_epochs or 1
         chosen = replace(chosen, finetune_epochs=epochs)

@@ -15,6 +15,7 @@ from .correction import correctable_layers
 from .quantization import LayerValues, activation_names, output_axis
 from .quantizer import weight_scales
 from .rounding import input_grams, round_by_outputs
+from .sparsity import Sparsity, input_importance, sparsify
 
 _BATCH_VALUES = 1 << 22  # input values of one calibration batch
 _MAX_BATCH = 256
@@ -26,11 +27,15 @@ class FloatModel:
     Args:
         model: The graph.
         inputs: What it is calibrated on.
+        sparsity: How many of its weights integer layers lose.
     """
 
-    def __init__(self, model: ModelProto, inputs: Tensor) -> None:
+    def __init__(
+        self, model: ModelProto, inputs: Tensor, sparsity: Sparsity | None = None
+    ) -> None:
         self.model = model
         self.inputs = inputs
+        self.sparsity = sparsity
         self._values: dict[tuple[str, int, bool, bool], LayerValues] = {}
 
     @cached_property
@@ -86,19 +91,25 @@ class FloatModel:
                         }
                     weight = floats[node.input[1]]
                     axis = output_axis(node)
-                    scale = weight_scales(weight, choice.weight_bits, axis, search=search)
-                    self._values[key] = LayerValues(scale=scale)
-                    if by_outputs:
-                        rounded = self._rounded(node, weight, scale, choice.weight_bits)
-                        self._values[key] = LayerValues(rounded, scale)
+                    sparse = self._sparse(node, weight, choice.weight_bits)
+                    scale = weight_scales(sparse, choice.weight_bits, axis, search=search)
+                    given = None if sparse is weight else sparse
+                    gram = self.grams.get(node.name) if by_outputs else None
+                    if gram is not None:
+                        kept = None if given is None else given != 0
+                        given = round_by_outputs(
+                            weight, scale, choice.weight_bits, gram, axis, kept
+                        )
+                    self._values[key] = LayerValues(given, scale)
                 values[node.name] = self._values[key]
         return values
 
-    def _rounded(self, node: NodeProto, weight: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-        gram = self.grams.get(node.name)
-        if gram is None:
-            return None
-        return round_by_outputs(weight, scale, bits, gram, output_axis(node))
+    def _sparse(self, node: NodeProto, weight: Tensor, bits: int) -> Tensor:
+        if self.sparsity is None or bits == 1:
+            return weight
+        axis, gram = output_axis(node), self.grams.get(node.name)
+        scores = None if gram is None else input_importance(weight, gram, axis)
+        return sparsify(weight, self.sparsity, axis, scores)
 
 
 def batch_size(sample: Tensor) -> int:

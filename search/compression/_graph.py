@@ -53,6 +53,16 @@ def half_initializer(name: str, values: Tensor) -> TensorProto:
     return TensorProto(name=name, data_type=TensorProto.FLOAT16, dims=array.shape, raw_data=raw)
 
 
+def replace_floats(model: ModelProto, values: Mapping[str, Tensor]) -> ModelProto:
+    """Return a copy of a model with other values of the named initializers."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
+        if tensor.name in values:
+            tensor.CopyFrom(float_initializer(tensor.name, values[tensor.name].numpy()))
+    return result
+
+
 def attribute(node: NodeProto, name: str, default: int) -> int:
     """Return an integer attribute of a node."""
     return next((a.i for a in node.attribute if a.name == name), default)

@@ -8,7 +8,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import get_args
 
 import torch
 from onnx import ModelProto
@@ -16,20 +15,21 @@ from torch import Tensor, nn
 
 from ...evaluators.accuracy import predict
 from ...evaluators.onnx_module import OnnxModule
-from ...evaluators.size import model_size_bytes
+from ...evaluators.size import coded_size_bytes, model_size_bytes
 from ...evaluators.task import Data, Task
 from ..candidate import Candidate
 from ..space import SearchSpace
-from ..training import Log, Precision, default_loss, distillation_loss, train
+from ..training import Log, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
-from ._graph import float_initializer, layer_nodes, set_metadata
-from .calibration import CalibrationMethod
-from .correction import Correction, correct_layers
+from ._graph import layer_nodes, replace_floats, set_metadata
+from .correction import Correction, changes_spread, correct_layers
+from .equalization import equalize
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
 from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
 from .quantization import LayerValues, quantize
 from .reconstruction import layer_outputs, reconstruct
+from .settings import CompressionSettings
 from .shared import SharedNetwork
 
 __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
@@ -43,65 +43,6 @@ _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
 
-@dataclass(frozen=True, slots=True)
-class CompressionSettings:
-    """How candidates are made.
-
-    Attributes:
-        calibration: How ranges of activations follow from what calibration sees.
-        n_calibration: Samples of the task's calibration inputs that are used; None takes 256,
-            fewer of large inputs (27 of 224 by 224 pixels), which show more values each.
-        search_scales: Whether scales of weights minimise the squared error or cover all weights.
-        round_by_outputs: Whether weights are rounded so that the outputs of their layer change
-            least, not to the nearest step.
-        reconstruct: Whether layers of a pruned model get the weights with which their outputs come
-            nearest to those of the whole model.
-        shared_only: Whether candidates have the weights of the shared network, if there is one,
-            also where the rounded weights of the task's model come nearer to its outputs.
-        accumulation_run: Steps of products that weights allow to be summed in 16 bits; None leaves
-            the weights as they are.
-        correction: Whether biases and scales undo the change of mean and spread of each channel
-            that rounding causes.
-        finetune_epochs: Epochs of training of each candidate; 0 leaves it out.
-        n_finetuning: Samples of the task's training data that are used for it; None takes all.
-        finetune_lr: Largest learning rate of that training.
-        finetune_batch_size: Samples of one step of it.
-        distill: Whether it follows the outputs of the uncompressed model, not the targets.
-        precision: What layers compute in during that training.
-    """
-
-    calibration: CalibrationMethod = "mse"
-    n_calibration: int | None = None
-    search_scales: bool = True
-    round_by_outputs: bool = True
-    reconstruct: bool = True
-    shared_only: bool = False
-    accumulation_run: int | None = None
-    correction: bool = True
-    finetune_epochs: int = 0
-    n_finetuning: int | None = 12_000
-    finetune_lr: float = 2e-3
-    finetune_batch_size: int = 64
-    distill: bool = True
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        if self.calibration not in get_args(CalibrationMethod):
-            raise ValueError(
-                f"`calibration` must be one of {get_args(CalibrationMethod)}, "
-                f"but got '{self.calibration}'."
-            )
-        for name in ("n_calibration", "n_finetuning", "finetune_batch_size", "accumulation_run"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be 1 or more, but got {value}.")
-        if self.finetune_epochs < 0 or not self.finetune_lr > 0:
-            raise ValueError(
-                "`finetune_epochs` must be 0 or more and `finetune_lr` above 0, but got "
-                f"{self.finetune_epochs} and {self.finetune_lr}."
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class CompressedModel:
     """A candidate made real.
@@ -111,12 +52,14 @@ class CompressedModel:
         model: The ONNX file: what every runtime gets.
         module: The same in torch, ready to be evaluated.
         size_bytes: Size of its parameters as `evaluators.size` defines it.
+        coded_size_bytes: The same with the integer weights entropy-coded.
     """
 
     candidate: Candidate
     model: ModelProto
     module: OnnxModule
     size_bytes: int
+    coded_size_bytes: int
 
 
 class Compressor:
@@ -193,12 +136,13 @@ class Compressor:
             ways = (self._cut(self.shared, candidate, say), self._rounded(candidate, say))
             model = min(ways, key=self._distance)
         set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
-        return CompressedModel(candidate, model, OnnxModule(model), model_size_bytes(model))
+        sizes = model_size_bytes(model), coded_size_bytes(model)
+        return CompressedModel(candidate, model, OnnxModule(model), *sizes)
 
     def _float_model(self, candidate: Candidate, say: Report) -> FloatModel:
         key = candidate.pruning
         if key == self.space.baseline().pruning:
-            return self._unpruned
+            return self._whole
         if key not in self._pruned:
             say("pruning")
             pruned = prune(self._original, candidate, self.space)
@@ -206,11 +150,22 @@ class Compressor:
             base = self._fill(fold_batch_norm(pruned, self.task.example_input))
             if self.settings.reconstruct:
                 base = self._reconstructed(base, candidate)
-            self._pruned[key] = base
+            self._pruned[key] = self._equalized(base)
             if len(self._pruned) > _KEPT_MODELS:
                 self._pruned.popitem(last=False)
         self._pruned.move_to_end(key)
         return self._pruned[key]
+
+    @cached_property
+    def _whole(self) -> FloatModel:
+        return self._equalized(self._unpruned)
+
+    def _equalized(self, base: FloatModel) -> FloatModel:
+        if not self.settings.equalize:
+            return base
+        batches = base.inputs.split(len(base.batch))
+        found = equalize(base.model, base.module, batches)
+        return self._wrap(replace_floats(base.model, found)) if found else base
 
     def _reconstructed(self, base: FloatModel, candidate: Candidate) -> FloatModel:
         """Let the layers of a pruned model compute what those of the whole model do."""
@@ -221,7 +176,7 @@ class Compressor:
             kept = [idx for idx in range(outputs.shape[1]) if idx not in removed]
             wanted[name] = outputs[:, kept]
         found = reconstruct(base.model, base.module, base.batch, wanted)
-        return FloatModel(_replace_floats(base.model, found), base.inputs)
+        return self._wrap(replace_floats(base.model, found))
 
     @cached_property
     def _wanted_outputs(self) -> dict[str, Tensor]:
@@ -237,13 +192,13 @@ class Compressor:
         inputs = self._inputs[:_CHECKED_SAMPLES]
         expected = predict(folded, inputs)
         try:
-            filled = FloatModel(self._base.instantiate(folded.state_dict()), self._inputs)
+            filled = self._wrap(self._base.instantiate(folded.state_dict()))
             if _is_close(predict(filled.module, inputs), expected):
                 return filled
         except RuntimeError:  # torch, of sizes that do not fit
             pass
         anew = BaseGraph.export(folded, self.task.example_input, is_reusable=False)
-        filled = FloatModel(anew.instantiate(folded.state_dict()), self._inputs)
+        filled = self._wrap(anew.instantiate(folded.state_dict()))
         if not _is_close(predict(filled.module, inputs), expected):
             raise ExportError(
                 f"The exported graph must compute what the model of task '{self.task.name}' does, "
@@ -251,6 +206,9 @@ class Compressor:
                 "random numbers in evaluation mode?"
             )
         return filled
+
+    def _wrap(self, model: ModelProto) -> FloatModel:
+        return FloatModel(model, self._inputs, self.settings.sparsity)
 
     def _cut(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> ModelProto:
         """Make a candidate with the weights of the shared network."""
@@ -296,7 +254,14 @@ class Compressor:
         if not self.settings.correction or not outputs:
             return {}
         module = OnnxModule(self._write(base, values, candidate))
-        found = correct_layers(module, base.batch, outputs, base.calibration.moments)
+        nodes = layer_nodes(base.model.graph)
+        rescaled = {
+            node.name
+            for name, choice in candidate.layers
+            for node in nodes[name]
+            if changes_spread(choice, self.settings.sparsity)
+        }
+        found = correct_layers(module, base.batch, outputs, base.calibration.moments, rescaled)
         return {n: _corrected(values[n], c) for n, c in found.items()}
 
     def _write(
@@ -314,6 +279,7 @@ class Compressor:
             self.settings.calibration,
             values=values,
             accumulation_run=self.settings.accumulation_run,
+            sparsity=self.settings.sparsity,
         )
 
     def _quantize(
@@ -328,9 +294,11 @@ class Compressor:
         if not self.settings.finetune_epochs:
             return model
         say("fine-tuning")
-        training = QuantizedTraining(base.model, model, candidate.layer_choices, values)
+        training = QuantizedTraining(
+            base.model, model, candidate.layer_choices, values, self.settings.sparsity
+        )
         self._train(training, say)
-        trained = _replace_floats(base.model, training.float_values())
+        trained = replace_floats(base.model, training.float_values())
         return self._write(base, training.layer_values(), candidate, trained)
 
     def _train(self, module: nn.Module, say: Report) -> None:
@@ -378,13 +346,3 @@ def _is_close(outputs: Tensor, expected: Tensor) -> bool:
 
 def _corrected(values: LayerValues, correction: Correction) -> LayerValues:
     return replace(values, gain=correction.gain, bias=correction.bias)
-
-
-def _replace_floats(model: ModelProto, values: Mapping[str, Tensor]) -> ModelProto:
-    result = ModelProto()
-    result.CopyFrom(model)
-    for tensor in result.graph.initializer:
-        if tensor.name in values:
-            array = values[tensor.name].numpy()
-            tensor.CopyFrom(float_initializer(tensor.name, array))
-    return result

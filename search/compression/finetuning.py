@@ -15,6 +15,7 @@ from ..candidate import LayerChoice
 from ._graph import initializers, layer_nodes, to_tensor
 from .quantization import LayerValues, output_axis
 from .quantizer import along, largest_integer, nearest_steps
+from .sparsity import Sparsity, sparsify
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -67,6 +68,7 @@ class _IntegerLayer:
     bits: int
     scale: Tensor  # before training
     has_bias: bool
+    kept: Tensor | None  # marks the weights that may be other than zero
 
 
 class QuantizedTraining(nn.Module):
@@ -83,6 +85,7 @@ class QuantizedTraining(nn.Module):
         quantized: ModelProto,
         choices: Mapping[str, LayerChoice],
         values: Mapping[str, LayerValues],
+        sparsity: Sparsity | None = None,
     ) -> None:
         """Prepare a graph for training.
 
@@ -91,6 +94,7 @@ class QuantizedTraining(nn.Module):
             quantized: What `quantize` made of it.
             choices: What it was made with.
             values: What it was made with; scales at least.
+            sparsity: How many weights are zero, and stay it.
         """
         super().__init__()
         self._graph = OnnxModule(quantized).requires_grad_(False)
@@ -111,8 +115,10 @@ class QuantizedTraining(nn.Module):
                     scale = scale * given.gain
                 latent[f"{node.name}.weight"] = weight
                 bits = choices[name].weight_bits
-                has_bias = f"{node.name}.bias" in weights
-                self._layers.append(_IntegerLayer(node.name, axis, bits, scale, has_bias))
+                has_bias, kept = f"{node.name}.bias" in weights, None
+                if sparsity is not None and bits > 1:
+                    kept = sparsify(weight, sparsity, axis) != 0
+                self._layers.append(_IntegerLayer(node.name, axis, bits, scale, has_bias, kept))
         # Float layers, norms and all biases are trained as they are.
         self._plain = tuple(name for name in weights if name not in latent)
         latent |= {name: weights[name].detach().clone() for name in self._plain}
@@ -133,7 +139,7 @@ class QuantizedTraining(nn.Module):
 
     def _weight(self, layer: _IntegerLayer) -> Tensor:
         weight: Tensor = self._latent[_key(f"{layer.node}.weight")]
-        return weight
+        return weight if layer.kept is None else weight * layer.kept
 
     def _scale(self, layer: _IntegerLayer) -> Tensor:
         growth: Tensor = self._growth[_key(layer.node)]

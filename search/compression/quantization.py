@@ -33,6 +33,7 @@ from .quantizer import (
     quantize_weight,
     weight_scales,
 )
+from .sparsity import Sparsity, sparsify
 
 WEIGHT_BITS_KEY = "paredown.weight_bits"
 ACTIVATION_BITS_KEY = "paredown.activation_bits"
@@ -120,6 +121,7 @@ def quantize(
     search_scales: bool = True,
     values: Mapping[str, LayerValues] | None = None,
     accumulation_run: int | None = None,
+    sparsity: Sparsity | None = None,
 ) -> ModelProto:
     """Write a float graph with quantized activations, weights and biases.
 
@@ -135,6 +137,7 @@ def quantize(
         values: Weights, scales and biases, by the names of layers' nodes, that replace those of
             the float graph (after training, or to correct a bias).
         accumulation_run: Steps that kernels are to sum in 16 bits; see `accumulation.bound_sums`.
+        sparsity: How many weights of integer layers are zero; a layer of -1 and 1 has none.
 
     Returns:
         The graph in QDQ form.
@@ -149,9 +152,9 @@ def quantize(
         model.graph, {name: choice.activation_bits for name, choice in integer.items()}
     )
     grids = {t.root: histograms[t.root].grid(t.bits, method) for t in placed.values()}
-    writer = _Writer(
-        initializers(model.graph), placed, grids, added_biases(model.graph), accumulation_run
-    )
+    added = added_biases(model.graph)
+    floats = initializers(model.graph)
+    writer = _Writer(floats, placed, grids, added, accumulation_run, sparsity)
     for value in model.graph.input:
         writer.add_quantizer(value.name)
     for node in model.graph.node:
@@ -204,6 +207,7 @@ class _Writer:
         grids: Mapping[str, ActivationGrid],
         added: Mapping[str, AddedBias],
         accumulation_run: int | None,
+        sparsity: Sparsity | None,
     ) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
@@ -212,6 +216,7 @@ class _Writer:
         self._grids = grids
         self._added = added
         self._run = accumulation_run
+        self._sparsity = sparsity
 
     def rename_bias(self, node: NodeProto, integer: Collection[str]) -> None:
         """Let an Add behind a MatMul that becomes an integer layer read its integer bias."""
@@ -257,6 +262,8 @@ class _Writer:
         weight, scale, bias = given.weight, given.scale, given.bias
         if weight is None:
             weight = to_tensor(self._floats[node.input[1]])
+        if self._sparsity is not None and bits > 1:
+            weight = sparsify(weight, self._sparsity, axis)
         if scale is None:
             scale = weight_scales(weight, bits, axis, search=search_scales)
         gain = given.gain if given.gain is not None else torch.ones_like(scale)

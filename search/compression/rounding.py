@@ -47,7 +47,14 @@ def input_grams(graph: GraphProto, module: OnnxModule, inputs: Tensor) -> dict[s
     return grams
 
 
-def round_by_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, axis: int) -> Tensor:
+def round_by_outputs(
+    weight: Tensor,
+    scale: Tensor,
+    bits: int,
+    gram: Tensor,
+    axis: int,
+    kept: Tensor | None = None,
+) -> Tensor:
     """Round a weight to its grid one input after the other, each making up for those before.
 
     Minimises the squared change of the layer's outputs greedily: what rounding an input's weights
@@ -59,6 +66,7 @@ def round_by_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, axi
         bits: Width of the integers.
         gram: Gram matrix of the layer's inputs, from `input_grams`.
         axis: Where the output channels are.
+        kept: Marks the weights that may be other than zero; None: all may.
 
     Returns:
         The rounded weight, in the form of the one that was given.
@@ -66,19 +74,22 @@ def round_by_outputs(weight: Tensor, scale: Tensor, bits: int, gram: Tensor, axi
     References:
         Frantar, Ashkboos, Hoefler, Alistarh. GPTQ: accurate post-training quantization for
         generative pre-trained transformers. ICLR 2023. The problem is that of Nagel et al.
-        Up or down? Adaptive rounding for post-training quantization. ICML 2020.
+        Up or down? Adaptive rounding for post-training quantization. ICML 2020. Zeros as in
+        Frantar, Alistarh. SparseGPT: massive language models can be accurately pruned in one-shot.
+        ICML 2023.
     """
     moved = weight.detach().movedim(axis, 0)
     groups = gram.shape[0]
     rows = moved.flatten(1).reshape(groups, -1, gram.shape[1])
     steps = scale.reshape(groups, -1, 1)
+    masks = torch.ones_like(rows) if kept is None else kept.movedim(axis, 0).reshape(rows.shape)
     rounded = torch.stack(
-        [_round_group(*parts, bits) for parts in zip(rows, steps, gram, strict=True)]
+        [_round_group(*parts, bits) for parts in zip(rows, steps, gram, masks, strict=True)]
     )
     return rounded.reshape(moved.shape).movedim(0, axis).contiguous()
 
 
-def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, bits: int) -> Tensor:
+def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, kept: Tensor, bits: int) -> Tensor:
     rows = rows.clone()
     gram = gram.double()
     diagonal = gram.diagonal()
@@ -88,13 +99,14 @@ def _round_group(rows: Tensor, scale: Tensor, gram: Tensor, bits: int) -> Tensor
     gram = gram[order][:, order] + damping * torch.eye(len(gram), dtype=gram.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     spread = torch.linalg.cholesky(inverse, upper=True).to(rows.dtype)
-    rows = rows[:, order]
+    rows, kept = rows[:, order], kept[:, order]
     for start in range(0, rows.shape[1], _BLOCK):
         end = min(start + _BLOCK, rows.shape[1])
         errors = torch.zeros(len(rows), end - start, dtype=rows.dtype)
         for place in range(start, end):
             column = rows[:, place : place + 1]
             rounded = nearest_steps(column / scale, bits).mul_(scale)
+            rounded *= kept[:, place : place + 1]
             error = (column - rounded) / spread[place, place]
             rows[:, place:end] -= error * spread[place, place:end]
             rows[:, place : place + 1] = rounded

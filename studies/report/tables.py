@@ -23,8 +23,9 @@ def render_table(view: ReportView) -> str:
     change = "Δ points" if view.is_share else "Change"
     times = [part for axis in view.latencies for part in (html.escape(axis.title), "Speed-up")]
     further = [axis.title for axis in view.further]
-    columns = ["Trial", html.escape(view.accuracy.title), change, *times,
-               view.size.title, "Shrink", *further, "Weight bits", "Pruned (%)"]  # fmt: skip
+    sizes = [view.size.title, "Coded", "Shrink", *further]
+    columns = ["Trial", html.escape(view.accuracy.title), change, *times, *sizes,
+               "Weight bits", "Pruned (%)"]  # fmt: skip
     heads = "".join(
         f'<th aria-sort="{"ascending" if i == 3 else "none"}"><button>{name}</button></th>'
         for i, name in enumerate(columns)
@@ -35,7 +36,8 @@ def render_table(view: ReportView) -> str:
     return (
         "<section><h2>The front</h2>"
         '<p class="note">Sort by any column; the last one exports the point as a model that runs '
-        f'as measured.</p><div class="scroll"><table id="front-table"><thead><tr>{heads}'
+        "as measured. Coded is the size with entropy-coded weights.</p>"
+        f'<div class="scroll"><table id="front-table"><thead><tr>{heads}'
         f'<th class="left plain">Export</th></tr></thead><tbody>{rows}</tbody></table></div>'
         "</section>"
     )
@@ -44,7 +46,7 @@ def render_table(view: ReportView) -> str:
 def _row(view: ReportView, trial: TrialRecord) -> str:
     record = view.record
     accuracy, size, *_ = trial.values
-    shrink = record.shrink(trial)
+    shrink, coded = record.shrink(trial), trial.coded_size_bytes
     ratio = mean_pruning_ratio(trial.candidate)
     cells = [
         (trial.number, str(trial.number) + (" (float)" if trial.is_baseline else "")),
@@ -52,6 +54,7 @@ def _row(view: ReportView, trial: TrialRecord) -> str:
         (view.change(trial) or 0.0, view.change_text(trial)),
         *_latency_cells(view, trial),
         (size, _bare(view.size, size)),
+        (coded or 0, DASH if coded is None else _bare(view.size, coded)),
         (shrink or 0.0, DASH if shrink is None else f"{shrink:.2f}{TIMES}"),
         *((value := axis.stored(trial), _bare(axis, value)) for axis in view.further),
         (mean_bits(trial.candidate), bits_text(trial.candidate)),

@@ -222,8 +222,10 @@ class ModelBuilder:
         return self.op("DequantizeLinear", self.op("QuantizeLinear", name, *args), *args)
 
     def weights(self, shape: Sequence[int], bits: int, axis: int = 0) -> tuple[str, Any]:
-        top = 2 ** (bits - 1) - 1
+        top = max(1, 2 ** (bits - 1) - 1)
         steps = self.rng.integers(-top, top + 1, shape)
+        if bits == 1:
+            steps = np.where(steps < 0, -1, 1)
         scale = self.rng.uniform(0.5, 1.5, shape[axis]).astype(np.float32) / (
             top * np.sqrt(np.prod(shape) / shape[axis])
         ).astype(np.float32)

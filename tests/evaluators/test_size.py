@@ -1,9 +1,12 @@
+from random import Random
 from typing import Any
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from paredown.evaluators.size import model_size_bytes
+from paredown.evaluators.size import coded_size_bytes, entropy_bits, model_size_bytes
 
 
 def make_model(nodes: list[Any], initializers: list[TensorProto]) -> ModelProto:
@@ -81,3 +84,50 @@ def test_a_tensor_that_is_read_twice_is_counted_once() -> None:
         helper.make_node("MatMul", ["h", "w"], ["y"]),
     ]
     assert model_size_bytes(make_model(nodes, [array("w", np.ones((5, 5)))])) == 100
+
+
+def weights(values: list[int], bits: int) -> ModelProto:
+    """Return a layer of one input with the given weights."""
+    layer = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+    layer.metadata_props.add(key="paredown.weight_bits", value=str(bits))
+    nodes = [helper.make_node("DequantizeLinear", ["wq", "ws", "wz"], ["w"], axis=0), layer]
+    count = len(values)
+    return make_model(
+        nodes,
+        [
+            helper.make_tensor("wq", TensorProto.INT4, (count, 1), values),
+            array("ws", 1.0),
+            helper.make_tensor("wz", TensorProto.INT4, (), [0]),
+        ],
+    )
+
+
+def test_entropy_is_that_of_the_values() -> None:
+    halves = np.array([0, 0, 1, -1], np.int8)
+    assert entropy_bits(halves) == 1.5
+    assert entropy_bits(np.zeros(7, np.int8)) == 0.0
+    assert entropy_bits(np.arange(-128, 128).astype(np.int8)) == 8.0
+    assert entropy_bits(np.zeros(0, np.int8)) == 0.0
+
+
+def test_the_coded_size_is_the_entropy_a_table_and_the_rest() -> None:
+    model = weights([0, 0, 1, -1] * 256, bits=3)
+    assert model_size_bytes(model) == 1024 * 3 // 8 + 4
+    table = 2 * 8
+    assert coded_size_bytes(model) == 1024 * 3 // 2 // 8 + table + 4
+
+
+def test_what_coding_would_make_larger_stays_packed() -> None:
+    model = weights([0, 1, -1, 1], bits=2)
+    assert coded_size_bytes(model) == model_size_bytes(model) == 1 + 4
+
+
+@given(st.lists(st.integers(-7, 7), min_size=1, max_size=400), st.randoms())
+def test_coding_depends_on_the_values_not_on_their_order(
+    values: list[int], random: Random
+) -> None:
+    model = weights(values, bits=4)
+    size = coded_size_bytes(model)
+    assert size <= model_size_bytes(model)
+    random.shuffle(values)
+    assert coded_size_bytes(weights(values, bits=4)) == size

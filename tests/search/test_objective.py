@@ -75,6 +75,9 @@ def test_first_candidate_becomes_the_baseline(objective: Objective, space: Searc
     assert baseline.latency.ratio is None
     assert baseline.latency_us == baseline.latency.latency_us
     assert smaller.size_bytes < baseline.size_bytes / 3
+    assert baseline.coded_size_bytes == baseline.size_bytes  # in float
+    assert smaller.coded_size_bytes is not None
+    assert smaller.coded_size_bytes <= smaller.size_bytes
     assert smaller.latency is not None
     assert smaller.latency.ratio is not None
     assert baseline.latency_us is not None

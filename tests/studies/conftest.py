@@ -62,6 +62,7 @@ def complete_trial(
         candidate=candidate,
         accuracy=round(max(0.1, min(0.9875, 0.9833 - harm + noise)), 4),
         size_bytes=round(size),
+        coded_size_bytes=round(0.9 * size),
         latency_us=latency,
         latency_spread_us=latency * rng.uniform(0.004, 0.02),
         latency=Latency(

@@ -126,3 +126,8 @@ def test_other_options_do_not(
 
     with pytest.raises(StudyError, match=message):
         check_same_study(found, replace(found, **changes))  # type: ignore[arg-type]  # as given
+
+
+def test_sparsity_that_is_none_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"must be a share of zeros .* but got '4:2'"):
+        check_settings(StudySettings(sparsity="4:2"))

@@ -34,6 +34,7 @@ def test_json_has_the_documented_form(synthetic_study: StudyRecord) -> None:
     assert Candidate.from_json(point["candidate"]) is not None
     assert point["speedup"] > 1
     assert (point["peak_memory_bytes"], point["energy_mj"]) == (None, None)
+    assert 0 < point["coded_size_bytes"] < point["size_bytes"]
     assert "trials" not in answer
 
 

@@ -83,6 +83,7 @@ def test_trials_are_read_with_all_they_carry(
             "candidate": wanted.candidate.to_json(),
             "accuracy": wanted.accuracy,
             "size_bytes": wanted.size_bytes,
+            "coded_size_bytes": wanted.coded_size_bytes,
             "latency_us": wanted.latency_us,
             "latency_spread_us": wanted.latency_spread_us,
             "latency": wanted.latency.to_json(),

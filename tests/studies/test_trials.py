@@ -62,6 +62,7 @@ class TimedEvaluator:
             candidate=candidate,
             accuracy=1.0 - sum(2.0**-width for width in bits) - 0.1 * (1 - kept),
             size_bytes=round(100 * sum(bits) * kept),
+            coded_size_bytes=round(90 * sum(bits) * kept),
             latency_us=latency_us,
             latency_spread_us=0.1,
             latency=Latency(latency_us, 0.1, 100, False, 1, 106.0, latency_us / 106.0),

@@ -6,6 +6,8 @@ from torch import nn
 
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.catalog import load_profile
+from paredown.search.compression.sparsity import Sparsity
+from paredown.studies.config import make_config
 from paredown.studies.errors import StudyError
 from paredown.studies.records import StudySettings
 from paredown.studies.weights import (
@@ -61,6 +63,15 @@ def test_epochs_of_each_trial(settings: dict[str, object], task_epochs: int, epo
     chosen = StudySettings(**settings)  # type: ignore[arg-type]  # each has its type
     task = make_task(finetune_epochs=task_epochs)
     assert compression_settings(chosen, task).finetune_epochs == epochs
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), (0.75, Sparsity(0.75)), ("0.75", Sparsity(0.75)), ("2:4", Sparsity(0.5, 4))],
+)
+def test_sparsity_is_a_share_or_a_pattern(given: object, expected: Sparsity | None) -> None:
+    config = make_config({"task": "x", "space": {"sparsity": given}})
+    assert compression_settings(config.settings(), make_task()).sparsity == expected
 
 
 def test_a_single_bit_is_on_offer_when_asked_for() -> None:

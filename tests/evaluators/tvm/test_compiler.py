@@ -56,7 +56,7 @@ def compare(model: Model, run_tvm: Any, run_reference: Any, step: float, share: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [2, 4, 5, 7, 8, 32])
+@pytest.mark.parametrize("bits", [1, 2, 4, 5, 7, 8, 32])
 def test_residual_network(builder: Any, bits: int, run_tvm: Any, run_reference: Any) -> None:
     compare(residual_network(builder, bits), run_tvm, run_reference, 5e-3, 0.2)
 

@@ -4,11 +4,16 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from paredown.evaluators.onnx_module import OnnxModule
-from paredown.search.candidate import LayerChoice
+from paredown.search.candidate import FLOAT_LAYER, LayerChoice
 from paredown.search.compression.calibration import calibrate, channel_moments
-from paredown.search.compression.correction import correct_layers, correctable_layers
+from paredown.search.compression.correction import (
+    changes_spread,
+    correct_layers,
+    correctable_layers,
+)
 from paredown.search.compression.quantization import LayerValues, activation_names, quantize
 from paredown.search.compression.quantizer import weight_scales
+from paredown.search.compression.sparsity import Sparsity
 
 INPUTS = torch.rand(64, 8, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -52,7 +57,7 @@ def test_corrected_outputs_have_the_moments_of_the_float_graph() -> None:
     }
     values = {n: LayerValues(scale=weight_scales(tensors[f"{n}.weight"], 2, 0)) for n in outputs}
     plain = quantize(model, choices, seen.histograms, values=values)
-    corrections = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments)
+    corrections = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments, outputs)
     corrected = quantize(
         model,
         choices,
@@ -77,10 +82,28 @@ def test_channels_that_never_change_keep_their_scale() -> None:
     seen = calibrate(OnnxModule(model), inputs, activation_names(model.graph), ["a0", "output"])
     plain = quantize(model, {"a": LayerChoice(4, 8), "b": LayerChoice(4, 8)}, seen.histograms)
     corrections = correct_layers(
-        OnnxModule(plain), inputs, {"a": "a0", "b": "output"}, seen.moments
+        OnnxModule(plain), inputs, {"a": "a0", "b": "output"}, seen.moments, {"a", "b"}
     )
     assert all((c.gain == 1).all() for c in corrections.values())
     assert all(c.bias.isfinite().all() for c in corrections.values())
+
+
+def test_few_bits_and_zeros_change_the_spread() -> None:
+    assert changes_spread(LayerChoice(4, 8), None)
+    assert not changes_spread(LayerChoice(5, 8), None)
+    assert changes_spread(LayerChoice(8, 8), Sparsity(0.5))
+    assert not changes_spread(FLOAT_LAYER, Sparsity(0.5))
+
+
+def test_scales_stay_where_the_spread_does() -> None:
+    model = make_model()
+    outputs = correctable_layers(model.graph)
+    seen = calibrate(OnnxModule(model), INPUTS, activation_names(model.graph), outputs.values())
+    plain = quantize(model, dict.fromkeys("ab", LayerChoice(5, 8)), seen.histograms)
+    found = correct_layers(OnnxModule(plain), INPUTS, outputs, seen.moments, {"a"})
+    assert (found["a"].gain != 1).all()
+    assert (found["b"].gain == 1).all()
+    assert (found["b"].bias != 0).all()
 
 
 def test_moments_of_a_hand_computed_tensor() -> None:

@@ -33,6 +33,7 @@ def storage(tmp_path: Path, synthetic_study: StudyRecord) -> str:
             "candidate": wanted.candidate.to_json(),
             "accuracy": wanted.accuracy,
             "size_bytes": wanted.size_bytes,
+            "coded_size_bytes": wanted.coded_size_bytes,
             "latency_us": wanted.latency_us,
             "latency_spread_us": wanted.latency_spread_us,
             "latency": wanted.latency.to_json(),
