@@ -12,7 +12,8 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ._jobs import ChildSettings, Job, Reply, Sessions, step
+from ._jobs import ChildSettings, Job, Reply
+from ._sessions import Sessions, step
 from .measurement import EvaluationError
 
 

@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Self, TypeVar
 import numpy as np
 
 from . import _jobs
+from ._sessions import speaks_of_memory
 from .layer_times import LayerTimes
 from .measurement import EvaluationError
 from .runtimes.base import Array
@@ -349,7 +350,7 @@ class _Child:
         said = self._log_tail()
         if said:
             text += f" Its last words: {said}"
-        is_memory = status == -signal.SIGKILL or _jobs.speaks_of_memory(said)
+        is_memory = status == -signal.SIGKILL or speaks_of_memory(said)
         return EvaluationError(text, "memory" if is_memory else "crash")
 
     def _log_tail(self) -> str:

@@ -17,6 +17,7 @@ from .compression.channels import ChannelGroup, find_channel_groups
 from .compression.criteria import make_criterion
 from .errors import SpaceError
 from .layers import trace_layers
+from .membership import check_choice, check_groups, check_names, check_tied_layers, check_ties
 from .options import (
     LayerInfo,
     PruningGroup,
@@ -263,7 +264,7 @@ class SearchSpace:
             place = group.kept_options.index(group.kept(ratio))
             values[f"keep/{group.name}"] = group.kept_options[0] + place * group.step
         for layer, (_, choice) in zip(self.layers, candidate.layers, strict=True):
-            _check_choice(layer, choice)
+            check_choice(layer, choice)
             if layer.name != self._leading(layer).name:
                 continue
             values[f"weight_bits/{layer.name}"] = layer.weight_bits.index(choice.weight_bits)
@@ -290,40 +291,14 @@ class SearchSpace:
         Raises:
             SpaceError: Names the first group or layer that does not fit.
         """
-        if candidate == self.baseline():
-            return
-        _check_names("group", [g.name for g in self.groups], [n for n, _ in candidate.pruning])
-        _check_names("layer", [x.name for x in self.layers], [n for n, _ in candidate.layers])
-        for group, (_, ratio) in zip(self.groups, candidate.pruning, strict=True):
-            kept = group.kept(ratio)
-            if kept not in group.kept_options or group.ratio(kept) != ratio:
-                raise SpaceError(
-                    f"The kept channels must be one of {group.kept_options} in group "
-                    f"'{group.name}', but the pruning ratio {ratio} keeps "
-                    f"{group.channels * (1.0 - ratio):g} of {group.channels}."
-                )
-        for layer, (_, choice) in zip(self.layers, candidate.layers, strict=True):
-            _check_choice(layer, choice)
-        self._check_ties(candidate)
-
-    def _check_ties(self, candidate: Candidate) -> None:
-        kept = [
-            g.kept(ratio) for g, (_, ratio) in zip(self.groups, candidate.pruning, strict=True)
-        ]
-        tied = self._follow(kept)
-        for group, count, wanted in zip(self.groups, kept, tied, strict=True):
-            if count != wanted:
-                raise SpaceError(
-                    f"Tied groups must keep the same share, so group '{group.name}' must keep "
-                    f"{wanted} channels, but keeps {count}."
-                )
-        for (name, choice), leader in zip(candidate.layers, self.layer_choices, strict=True):
-            first, wanted_choice = candidate.layers[leader]
-            if choice != wanted_choice:
-                raise SpaceError(
-                    f"Tied layers must have the same widths, but '{name}' has {choice} and "
-                    f"'{first}' {wanted_choice}."
-                )
+        if candidate != self.baseline():
+            check_names("group", [g.name for g in self.groups], [n for n, _ in candidate.pruning])
+            check_names("layer", [x.name for x in self.layers], [n for n, _ in candidate.layers])
+            kept = check_groups(self.groups, candidate)
+            for layer, (_, choice) in zip(self.layers, candidate.layers, strict=True):
+                check_choice(layer, choice)
+            check_ties(self.groups, kept, self._follow(kept))
+            check_tied_layers(candidate, self.layer_choices)
 
     def follow(self, group: int, kept: int) -> int:
         """Return what a group keeps where the group that it follows keeps `kept` channels.
@@ -386,34 +361,3 @@ def _nearest(options: Sequence[int], value: float) -> int:
 
 def _draw(rng: np.random.Generator, options: Sequence[int]) -> int:
     return options[int(rng.integers(len(options)))]
-
-
-def _check_names(kind: str, expected: list[str], found: list[str]) -> None:
-    if expected == found:
-        return
-    for name in found:
-        if name not in expected:
-            raise SpaceError(
-                f"A candidate must name the {kind}s of its space, but '{name}' is none of them. "
-                "It belongs to another model or other settings."
-            )
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise SpaceError(
-            f"A candidate must name every {kind} of its space, but '{missing[0]}' is missing. "
-            "It belongs to another model or other settings."
-        )
-    raise SpaceError(f"A candidate must name the {kind}s in the order of its space: {expected}.")
-
-
-def _check_choice(layer: LayerInfo, choice: LayerChoice) -> None:
-    if choice.weight_bits not in layer.weight_bits:
-        raise SpaceError(
-            f"`weight_bits` must be one of {layer.weight_bits} in layer '{layer.name}', but the "
-            f"candidate asks for {choice.weight_bits}."
-        )
-    if not choice.is_float and choice.activation_bits not in layer.activation_bits:
-        raise SpaceError(
-            f"`activation_bits` must be one of {layer.activation_bits} in layer '{layer.name}', "
-            f"but the candidate asks for {choice.activation_bits}."
-        )

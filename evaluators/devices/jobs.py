@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .._jobs import Sessions, run_samples, step
+from .._jobs import run_samples
+from .._sessions import Sessions, step
 from ..device_server.facts import DeviceState
 from ..measurement import EvaluationError
 from ..runtimes.base import Array

@@ -8,7 +8,8 @@ from .image_rules import reduced_axes
 from .kernels.across import POWERS, across_kernel, response_kernel
 from .kernels.script import worth_threads
 from .layers import parameter_arrays
-from .lowering import Lowering, rule
+from .lowering import Lowering
+from .rule_table import rule
 from .sink import Sink
 
 

@@ -14,8 +14,9 @@ from .kernels.moments import moments_kernel
 from .kernels.pointwise import channel_kernel
 from .kernels.script import worth_threads
 from .layers import parameter_arrays
-from .lowering import Lowering, rule
+from .lowering import Lowering
 from .norms import Norm, find_norm
+from .rule_table import rule
 from .sink import Sink
 
 Numbers = NDArray[np.float64]

@@ -16,8 +16,9 @@ from .channel_rules import lower_scale
 from .image import Image
 from .kernels.script import worth_threads
 from .layers import ConvLayer
-from .lowering import Lowering, rule
+from .lowering import Lowering
 from .packing import ConvGeometry
+from .rule_table import rule
 from .sink import Sink
 from .spread import spread_depthwise
 from .stored import are_halves

@@ -15,7 +15,8 @@ from .kernels.pointwise import concat_kernel
 from .kernels.pool import average_pool_kernel, max_pool_kernel
 from .kernels.script import worth_threads
 from .layers import parameter_arrays
-from .lowering import Lowering, rule
+from .lowering import Lowering
+from .rule_table import rule
 from .sink import Sink
 
 _MAX_OPERANDS = 32

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,14 +34,10 @@ from .image import Image
 from .knobs import KnobChooser
 from .layers import ConvLayer
 from .moves import Move
+from .rule_table import ROW_RULES, RULES, WORTH, Rule
 from .signature import Signature, add_signature
 from .sink import Sink
 
-Rule = Callable[["Lowering", Node, Sink], Image | None]
-RULES: dict[str, list[Rule]] = {}
-ROW_RULES: dict[str, list[Rule]] = {}
-IsWorth = Callable[["Lowering", Node], bool]
-_WORTH: dict[str, list[IsWorth]] = {}
 # Their kernels activate what they store.
 _ACTIVATING = (
     *("Conv", "ConvTranspose", "Gemm", "MatMul"),
@@ -49,36 +45,6 @@ _ACTIVATING = (
     *("InstanceNormalization", "GroupNormalization", "LRN"),
 )
 _OWN_ONLY = ("mish", "silu")  # activations that TVM has not, or less exact
-
-
-def rule(*operators: str, worth: IsWorth | None = None) -> Callable[[Rule], Rule]:
-    """Register a rule that lowers ONNX operators to own kernels; the first that fits is taken.
-
-    Args:
-        operators: Their names.
-        worth: Whether a float node is worth an own kernel, beside what other rules say of it; by
-            default, if an input comes from one.
-    """
-    if worth is not None:
-        for operator in operators:
-            _WORTH.setdefault(operator, []).append(worth)
-    return _registered(RULES, operators)
-
-
-def row_rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule whose image has the last dimension as channels, whatever the rank."""
-    return _registered(ROW_RULES, operators)
-
-
-def _registered(
-    rules: dict[str, list[Rule]], operators: tuple[str, ...]
-) -> Callable[[Rule], Rule]:
-    def add(function: Rule) -> Rule:
-        for operator in operators:
-            rules.setdefault(operator, []).append(function)
-        return function
-
-    return add
 
 
 class Lowering:
@@ -345,8 +311,8 @@ class Lowering:
             return False
         if len(self.graph.shape(node.output)) != 4 and set(node.inputs) & self._own_rows:
             return True
-        if node.op in _WORTH:
-            return any(is_worth(self, node) for is_worth in _WORTH[node.op])
+        if node.op in WORTH:
+            return any(is_worth(self, node) for is_worth in WORTH[node.op])
         return any(name in self._own for name in node.inputs)
 
     def multiplies_activations(self, node: Node) -> bool:

@@ -12,8 +12,9 @@ from .image import Image
 from .kernels.script import worth_threads
 from .kernels.softmax import softmax_kernel
 from .layers import parameter_arrays
-from .lowering import Lowering, row_rule, rule
+from .lowering import Lowering
 from .products import PARTS_PER_THREAD, Product, choose_knobs
+from .rule_table import row_rule, rule
 from .sink import Sink
 from .views import MOVES, View, joined
 

@@ -13,8 +13,9 @@ from ..onnx_resize import Taps
 from .image import Image
 from .kernels.pointwise import move_kernel, resample_kernel
 from .layers import parameter_arrays
-from .lowering import Lowering, rule
+from .lowering import Lowering
 from .moves import MOVES, Move, find_move
+from .rule_table import rule
 from .sink import Sink
 
 _WIDEST_WEAVE = 4
