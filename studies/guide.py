@@ -216,13 +216,15 @@ class Guide:
         if found is not None and found.is_whole:
             return found
         if found is None:
+            used_s, known = self._losses(record)
+            budget_s = min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials)
             sensitivities = measure_sensitivities(
                 self._compressor,
                 self._task.calibration[:_MAX_INPUTS],
-                budget_s=min(_MAX_SENSITIVITY_S, _SENSITIVITY_S * self._n_trials),
+                budget_s=budget_s - used_s,
                 report=self._observer.preparing,
-                known=self._losses(record),
-                keep=self._keep_losses(record),
+                known=known,
+                keep=self._keep_losses(record, used_s),
             )
             found = self._keep(record, Knowledge.of(self._space, sensitivities))
         n_probes = min(_MAX_PROBES, max(3, self._n_trials // 6))
@@ -239,21 +241,24 @@ class Guide:
             found = self._keep(record, replace(found, probes=(*found.probes, sample)))
         return self._keep(record, replace(found, is_whole=True))
 
-    def _losses(self, record: StudyRecord) -> Losses:
-        """Return what a run that was cut off had measured."""
+    def _losses(self, record: StudyRecord) -> tuple[float, Losses]:
+        """Return what a run that was cut off had measured, and the seconds it took for that."""
         attrs = self._storage.get_study_user_attrs(self._study_id(record))
-        stored: Mapping[str, Mapping[str, float]] = attrs.get(LOSSES_KEY, {})
-        return {name: {int(v): x for v, x in table.items()} for name, table in stored.items()}
+        stored = attrs.get(LOSSES_KEY, {"seconds": 0.0, "losses": {}})
+        tables: Mapping[str, Mapping[str, float]] = stored["losses"]
+        known = {name: {int(v): x for v, x in table.items()} for name, table in tables.items()}
+        return stored["seconds"], known
 
-    def _keep_losses(self, record: StudyRecord) -> Callable[[Losses], None]:
-        last = time.monotonic()
+    def _keep_losses(self, record: StudyRecord, used_s: float) -> Callable[[Losses], None]:
+        start = last = time.monotonic()
 
         def keep(losses: Losses) -> None:
             nonlocal last
             if time.monotonic() - last >= _KEEP_S:
                 last = time.monotonic()
                 plain = {n: {str(v): x for v, x in t.items()} for n, t in losses.items()}
-                self._storage.set_study_user_attr(self._study_id(record), LOSSES_KEY, plain)
+                note = {"seconds": used_s + last - start, "losses": plain}
+                self._storage.set_study_user_attr(self._study_id(record), LOSSES_KEY, note)
 
         return keep
 

@@ -18,7 +18,7 @@ from paredown.search.device_timing import DeviceLatency
 from paredown.search.guided import GuidedSampler
 from paredown.search.knowledge.latency_model import LatencySample
 from paredown.search.space import SearchSpace
-from paredown.studies.guide import Guide, read_knowledge, reference_values
+from paredown.studies.guide import LOSSES_KEY, Guide, read_knowledge, reference_values
 from paredown.studies.observer import Observer
 from paredown.studies.records import (
     Constraints,
@@ -159,3 +159,30 @@ def test_the_reference_has_a_latency_for_each_device(new_record: NewRecord) -> N
     assert reference_values(record, baseline) == pytest.approx((0.81, 5000, 40.0, 30.0))
     without = TrialRecord(0, "complete", None, 0.9, 5000, None, is_baseline=True)
     assert reference_values(new_record([without]), without) == pytest.approx((0.81, 5000))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_cut_off_is_not_begun_anew(
+    compressor: Compressor, tmp_path: Path, new_record: NewRecord
+) -> None:
+    space = compressor.space
+    storage = open_storage(f"sqlite:///{tmp_path}/paredown.db")
+    record = new_record([trial(0, space.baseline(), 5000, is_baseline=True)])
+    create_study(storage, record)
+    known = {name: {str(values[0]): 0.1} for name, values in space.options().items()}
+    study_id = storage.get_study_id_from_name(record.name)
+    storage.set_study_user_attr(study_id, LOSSES_KEY, {"seconds": 600.0, "losses": known})
+    said: list[str] = []
+
+    class Listener(Observer):
+        def preparing(self, text: str) -> None:
+            said.append(text)
+
+    sampler = GuidedSampler(seed=0)
+    guide = Guide(storage, space, compressor.task, compressor, Prober(), sampler, 24, Listener())
+    guide.prepare(record)
+    assert not any("sensitivity" in text for text in said)  # its time was used up before
+    knowledge = read_knowledge(storage, record.name)
+    assert knowledge is not None
+    for name, values in space.options().items():
+        assert knowledge.sensitivities.measured[name] == (values[0], values[-1])
