@@ -130,6 +130,18 @@ class DeviceServer(Process):
         """Wait until its nth session has begun."""
         self.wait_for("session begins", times=number)
 
+    def wait_for_library(self, limit_s: float = 30.0) -> int:
+        """Wait until a session has loaded what it was sent, and return its process."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            for pid in self.children():
+                with contextlib.suppress(OSError):  # it has just ended
+                    folder = os.readlink(f"/proc/{pid}/cwd")
+                    if f"{folder}/" in Path(f"/proc/{pid}/maps").read_text():
+                        return pid
+            time.sleep(0.02)
+        raise TimeoutError("No session has loaded a library.")
+
 
 class Tracker(Process):
     """TVM's own tracker."""
