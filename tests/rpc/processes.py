@@ -130,17 +130,23 @@ class DeviceServer(Process):
         """Wait until its nth session has begun."""
         self.wait_for("session begins", times=number)
 
-    def wait_for_library(self, limit_s: float = 30.0) -> int:
-        """Wait until a session has loaded what it was sent, and return its process."""
+    def wait_for_work(self, limit_s: float = 60.0) -> int:
+        """Wait until a session computes with what it was sent, and return its process.
+
+        To load a library takes a small part of the CPU time that is waited for.
+        """
+        started: dict[int, float] = {}  # CPU time when the library was loaded
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             for pid in self.children():
                 with contextlib.suppress(OSError):  # it has just ended
                     folder = os.readlink(f"/proc/{pid}/cwd")
                     if f"{folder}/" in Path(f"/proc/{pid}/maps").read_text():
-                        return pid
+                        used_s = cpu_seconds(pid)
+                        if used_s > started.setdefault(pid, used_s) + 0.5:
+                            return pid
             time.sleep(0.02)
-        raise TimeoutError("No session has loaded a library.")
+        raise TimeoutError("No session computes.")
 
 
 class Tracker(Process):
@@ -212,3 +218,9 @@ def children(pid: int) -> list[int]:
             for child in map(int, task.read_text().split()):
                 found += [child, *children(child)]
     return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ Libraries = tuple[Path, Path]
 ProfileOf = Callable[..., HardwareProfile]
 LONG = LatencyProtocol(budget_s=3.0, goal=1e-9)  # long enough to do something to the device
 SHORT = LatencyProtocol(budget_s=0.2)
+ONE_CALL = LatencyProtocol(block_s=60.0, min_rounds=1, budget_s=60.0)  # of a minute
 LIMIT_S = 8
 # What `evaluators/README.md` states: each of three tries may take the limit of a job, and as long
 # and 30 s to get a device.
@@ -50,11 +50,11 @@ class Bench:
 
 
 @pytest.fixture
-def bench(libraries: Libraries, profile_of: ProfileOf) -> Iterator[Callable[[str], Bench]]:
+def bench(libraries: Libraries, profile_of: ProfileOf) -> Iterator[Callable[..., Bench]]:
     made: list[Bench] = []
 
-    def make(connection: str) -> Bench:
-        made.append(Bench(profile_of(connection, LIMIT_S), libraries[0]))
+    def make(connection: str, limit_s: int = LIMIT_S) -> Bench:
+        made.append(Bench(profile_of(connection, limit_s), libraries[0]))
         made[-1].pool.start()
         return made[-1]
 
@@ -72,7 +72,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def test_a_device_that_is_killed_and_comes_back_finishes_the_job(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     one = bench(f"rpc://{server.address}")
     job = one.begin()
@@ -85,7 +85,7 @@ def test_a_device_that_is_killed_and_comes_back_finishes_the_job(
 
 
 def test_a_device_that_stays_away_ends_the_job_with_its_reason(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     one = bench(f"rpc://{server.address}")
     job = one.begin()
@@ -97,7 +97,7 @@ def test_a_device_that_stays_away_ends_the_job_with_its_reason(
 
 
 def test_a_device_that_freezes_is_given_up_at_the_limit_and_taken_back_when_it_thaws(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     one = bench(f"rpc://{server.address}")
     assert one.begin(SHORT).result(60).candidate_us  # the child has imported TVM now
@@ -114,7 +114,7 @@ def test_a_device_that_freezes_is_given_up_at_the_limit_and_taken_back_when_it_t
 
 
 def test_a_device_frozen_for_good_is_no_hang(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     one = bench(f"rpc://{server.address}")
     assert one.begin(SHORT).result(60).candidate_us
@@ -125,7 +125,7 @@ def test_a_device_frozen_for_good_is_no_hang(
     server.signal(signal.SIGCONT)
 
 
-def test_a_wrong_key_is_named(server: DeviceServer, bench: Callable[[str], Bench]) -> None:
+def test_a_wrong_key_is_named(server: DeviceServer, bench: Callable[..., Bench]) -> None:
     one = bench(f"rpc://{server.address}/other")
     with pytest.raises(EvaluationError, match="needs the server's key") as error:
         one.pool.first_contact()
@@ -133,7 +133,7 @@ def test_a_wrong_key_is_named(server: DeviceServer, bench: Callable[[str], Bench
 
 
 def test_an_unknown_key_of_a_tracker_brings_those_it_has(
-    tracker: Tracker, tmp_path: Path, bench: Callable[[str], Bench]
+    tracker: Tracker, tmp_path: Path, bench: Callable[..., Bench]
 ) -> None:
     with DeviceServer(tmp_path, free_port(), key="pi", tracker=tracker.port):
         one = bench(f"tracker://127.0.0.1:{tracker.port}/po")
@@ -141,14 +141,14 @@ def test_an_unknown_key_of_a_tracker_brings_those_it_has(
             one.pool.first_contact()
 
 
-def test_what_is_no_tracker_is_told(server: DeviceServer, bench: Callable[[str], Bench]) -> None:
+def test_what_is_no_tracker_is_told(server: DeviceServer, bench: Callable[..., Bench]) -> None:
     one = bench(f"tracker://{server.address}/pi")
     with pytest.raises(EvaluationError, match=r"closed the connection|no TVM RPC tracker"):
         one.pool.first_contact()
 
 
 def test_a_tracker_that_goes_and_comes_back_is_waited_for(
-    tracker: Tracker, tmp_path: Path, bench: Callable[[str], Bench]
+    tracker: Tracker, tmp_path: Path, bench: Callable[..., Bench]
 ) -> None:
     with DeviceServer(tmp_path, free_port(), key="pi", tracker=tracker.port) as server:
         one = bench(f"tracker://127.0.0.1:{tracker.port}/pi")
@@ -163,7 +163,7 @@ def test_a_tracker_that_goes_and_comes_back_is_waited_for(
 
 
 def test_the_other_device_takes_over_when_one_dies(
-    tracker: Tracker, tmp_path: Path, bench: Callable[[str], Bench]
+    tracker: Tracker, tmp_path: Path, bench: Callable[..., Bench]
 ) -> None:
     with (
         DeviceServer(tmp_path, free_port(), key="pi", tracker=tracker.port) as first,
@@ -183,9 +183,7 @@ def test_the_other_device_takes_over_when_one_dies(
         assert health[other.address].n_jobs == 1
 
 
-def test_a_cut_network_is_a_lost_device(
-    server: DeviceServer, bench: Callable[[str], Bench]
-) -> None:
+def test_a_cut_network_is_a_lost_device(server: DeviceServer, bench: Callable[..., Bench]) -> None:
     with Cable(server.port) as cable:
         one = bench(f"rpc://127.0.0.1:{cable.port}")
         job = one.begin()
@@ -196,13 +194,11 @@ def test_a_cut_network_is_a_lost_device(
 
 
 def test_a_crash_of_the_session_is_the_candidates_and_the_server_lives_on(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
-    one = bench(f"rpc://{server.address}")
-    job = one.begin(replace(LONG, budget_s=6.0))
-    session = server.wait_for_library()
-    time.sleep(2.0)  # before it times the candidate, a crash would be tried again
-    os.kill(session, signal.SIGSEGV)
+    one = bench(f"rpc://{server.address}", 60)
+    job = one.begin(ONE_CALL)
+    os.kill(server.wait_for_work(), signal.SIGSEGV)
     with pytest.raises(EvaluationError, match=r"ended the session on it \(SIGSEGV\)") as error:
         job.result(60)
     assert error.value.reason == "crash"
@@ -211,14 +207,12 @@ def test_a_crash_of_the_session_is_the_candidates_and_the_server_lives_on(
 
 
 def test_the_server_does_not_wait_for_a_client_that_is_gone(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     one, other = bench(f"rpc://{server.address}"), bench(f"rpc://{server.address}")
     assert other.begin(SHORT).result(60).candidate_us
-    long = LatencyProtocol(block_s=60.0, min_rounds=1, budget_s=60.0)  # one call of a minute
-    job = one.begin(long)
-    server.wait_for_session(2)
-    time.sleep(1.0)
+    job = one.begin(ONE_CALL)
+    server.wait_for_work()
     one.pool.stop()
     with within(LIMIT_S):
         assert other.begin(SHORT).result().candidate_us
@@ -227,7 +221,7 @@ def test_the_server_does_not_wait_for_a_client_that_is_gone(
 
 
 def test_a_client_that_says_nothing_is_sent_away(
-    server: DeviceServer, bench: Callable[[str], Bench]
+    server: DeviceServer, bench: Callable[..., Bench]
 ) -> None:
     import socket
 
