@@ -1,7 +1,7 @@
 """Memory that a network takes in TVM with our kernels, against ONNX Runtime.
 
-    python tests/benchmarks/memory.py [--networks resnet18] [--formats fp32,w8a8,w4a8] [--threads 1]
-        [--repeats 3] [--json FILE]
+    python tests/benchmarks/memory.py [--networks resnet18] [--formats fp32,w8a8,w4a8]
+        [--threads 1] [--repeats 3] [--json FILE]
 
 Both run the same file, each in a process of its own. What counts is how far the resident memory
 of that process rises above what it was before the file was opened: at most (`peak`, loading
