@@ -95,7 +95,7 @@ def test_unpacked_weights_are_in_memory_once(make_builder: Any, tmp_path: Path) 
     peak, kept = growth.peak_bytes(), resident_bytes() - before
     assert peak is not None
     assert mapped_bytes(library) < MB
-    assert peak < kept + MB  # nothing but the layer that was unpacked last
+    assert peak < kept + 3 * MB  # the layer unpacked last; Linux may map 2 MB at once
     assert kept > 8 * SIZE**2
     again = get_runtime("tvm").load(library, 1)  # reads from the file what was given back
     np.testing.assert_array_equal(again.run(floats_of((1, SIZE)))[0], first)
