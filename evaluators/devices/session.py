@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -103,7 +104,7 @@ class RemoteModel:
         import tvm
         from tvm import relax
 
-        from ..tvm.signature import WEIGHTS_FUNCTION, read_signature
+        from ..tvm.signature import read_signature
 
         self._tvm = tvm
         self._device = device
@@ -113,9 +114,15 @@ class RemoteModel:
         self.features = signature.features
         self.inputs: tuple[TensorSpec, ...] = signature.inputs
         self.outputs: tuple[TensorSpec, ...] = signature.outputs
+
+    @cached_property
+    def _weights(self) -> list[Any]:
+        """What the network takes before its inputs; kernels of the library unpack it."""
+        from ..tvm.signature import WEIGHTS_FUNCTION
+
         self._machine.set_input(WEIGHTS_FUNCTION)
         self._machine.invoke_stateful(WEIGHTS_FUNCTION)
-        self._weights = list(self._machine.get_outputs(WEIGHTS_FUNCTION))
+        return list(self._machine.get_outputs(WEIGHTS_FUNCTION))
 
     def run(self, *inputs: Array) -> list[Array]:
         """Run once on `inputs`."""

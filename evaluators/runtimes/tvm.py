@@ -39,7 +39,6 @@ class TvmSession:
         import tvm_ffi
         from tvm import relax
 
-        from ..tvm.pages import release_content
         from ..tvm.signature import read_network, read_signature
 
         self._tvm = tvm
@@ -53,7 +52,6 @@ class TvmSession:
                 if "load_from_bytes.cuda" in str(error):  # TVM's part for GPUs did not load
                     raise _no_gpu(library) from error
                 raise
-            release_content(link)
         machine = relax.VirtualMachine(module, tvm.cpu())
         self._module = module
         signature = read_signature(machine)

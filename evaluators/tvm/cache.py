@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,15 @@ class KernelCache:
         return self._files.path
 
     @property
+    def triple(self) -> str:
+        """LLVM's name of the target's CPU and system, "" for this machine's."""
+        return str((self.target.host or self.target).attrs.get("mtriple", ""))
+
+    @property
     def linker(self) -> str:
         """What links for the target: the system's compiler driver, or a cross linker."""
-        host = self.target.host or self.target
-        triple = str(host.attrs.get("mtriple", ""))
-        arch = triple.split("-")[0]
-        return f"{triple}-ld" if arch not in ("", this_machine().arch) else "cc"
+        arch = self.triple.split("-")[0]
+        return f"{self.triple}-ld" if arch not in ("", this_machine().arch) else "cc"
 
     def cpu_flags(self) -> frozenset[str]:
         """Return the CPU flags, as Linux names them, that LLVM may use for the target."""
@@ -125,11 +128,19 @@ class KernelCache:
             self._functions[symbol] = tvm.runtime.load_module(str(library))[symbol]
         return self._functions[symbol]
 
-    def static_library(self, kernel: Kernel) -> Any:
-        """Return the compiled kernel as a TVM module that can be linked into a network."""
+    def with_kernels(self, module: Any, kernels: Iterable[Kernel]) -> Any:
+        """Return a Relax module with compiled kernels, to be linked into its library.
+
+        Raises:
+            EvaluationError: If TVM cannot compile one.
+        """
         import tvm
 
-        return tvm.runtime.load_static_library(str(self.object_file(kernel)), [kernel.symbol])
+        libraries = [
+            tvm.runtime.load_static_library(str(self.object_file(kernel)), [kernel.symbol])
+            for kernel in kernels
+        ]
+        return module.with_attr("external_mods", libraries) if libraries else module
 
     # ---- tuned settings
 
@@ -151,7 +162,8 @@ def link(library: Path, objects: Sequence[str | Path], linker: str) -> None:
     Raises:
         EvaluationError: If the linker is not there, or it fails.
     """
-    options = ["-fPIC"] if linker == "cc" else ["-z", "noexecstack"]
+    strip = "--strip-debug"  # TVM's notes for debuggers are a third of a small library
+    options = ["-fPIC", f"-Wl,{strip}"] if linker == "cc" else ["-z", "noexecstack", strip]
     command = [linker, "-shared", *options, "-o", str(library), *map(str, objects)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)

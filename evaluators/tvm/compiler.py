@@ -13,6 +13,7 @@ from ..measurement import EvaluationError
 from ..onnx_graph.graph import Graph, load_model
 from .cache import KernelCache, link
 from .cuda import compile_for_gpu
+from .data_section import DataSection
 from .flattening import flatten_pixels
 from .knobs import KnobChooser
 
@@ -39,6 +40,7 @@ def compile_onnx(
 
     from . import across_rules, conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
     from .lowering import Lowering
+    from .weights import place_weights
 
     graph = Graph(load_model(model) if isinstance(model, Path) else model, flatten_pixels)
     cache = KernelCache(profile.target, cache_folder)
@@ -49,12 +51,18 @@ def compile_onnx(
         reads_halves=profile.reads_halves,
     )
     try:
-        module = Lowering(graph, cache, chooser, profile).run()
+        lowering = Lowering(graph, cache, chooser, profile)
+        module = lowering.run()
+        if profile.device == "cpu":
+            module = relax.get_pipeline("zero")(module)
+        weights = place_weights(module, lowering.emit.weights, profile.device)
+        kernels = {**lowering.emit.kernels, **weights.kernels}
+        module = cache.with_kernels(weights.module, kernels.values())
         if profile.device == "cuda":
             executable = compile_for_gpu(module, cache.target)
         else:
-            executable = cache.compile(relax.get_pipeline("zero")(module))
-        _export(executable, artifact, cache.linker)
+            executable = cache.compile(module)
+        _export(executable, weights.data, artifact, cache)
     except EvaluationError:
         raise
     except Exception as error:  # TVM raises plain exceptions of many types
@@ -63,14 +71,19 @@ def compile_onnx(
         chooser.save()
 
 
-def _export(executable: Any, artifact: Path, linker: str) -> None:
+def _export(executable: Any, data: DataSection, artifact: Path, cache: KernelCache) -> None:
     """Write the library under another name first: an interrupted build leaves no half file."""
     try:
         with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
             temporary = Path(folder) / "network.so"
+            further = [Path(folder) / "weights.o"] if data.size else []
+            for path in further:
+                data.write_object(path, cache.triple)
             executable.export_library(
                 str(temporary),
-                fcompile=lambda library, objects, **_: link(Path(library), objects, linker),
+                fcompile=lambda library, objects, **_: link(
+                    Path(library), [*objects, *further], cache.linker
+                ),
             )
             temporary.replace(artifact)
     except OSError as error:

@@ -14,7 +14,6 @@ from .image import Image
 from .kernels.pointwise import elementwise_kernel, from_nchw_kernel, to_nchw_kernel
 from .kernels.script import Kernel, worth_threads
 from .layers import parameter_arrays
-from .signature import WEIGHTS_FUNCTION
 from .sink import Sink
 from .stored import StoredWeights
 
@@ -45,18 +44,6 @@ class Emitter:
         var = relax.Var(f"weights{len(self.weights)}", relax.AnyType())
         self.weights[var] = weights
         return var
-
-    def add_weights(self) -> None:
-        """Add the function that unpacks the weights, called once when a library is loaded.
-
-        It returns what the network takes before its inputs.
-        """
-        with self.builder.function(WEIGHTS_FUNCTION, []):
-            unpacked = [
-                self.call(w.kernel, [w.data, w.ints, np.zeros(1, np.float32)], w.size, w.dtype)
-                for w in self.weights.values()
-            ]
-            self.builder.emit_func_output(relax.Tuple(unpacked))
 
     def image(self, kernel: Kernel, arguments: Sequence[Any], output: Image) -> Image:
         """Emit a call of a kernel that writes an image."""

@@ -197,7 +197,7 @@ class ConvLayer:
         is_repeated = self.geometry.groups == 1 and form.name not in SUMMED
         repeated = is_repeated * (len(cut.starts) * knobs.ocb - self.geometry.ocp)
         stored = store(packed, len(cut.starts), knobs.ocb * form.group, repeated * form.group)
-        return Call(kernel, constants, self.output, stored)
+        return Call(kernel, constants, self.output, stored.or_none(packed))
 
     def _has_spare_bits(self, dtype: str) -> bool:
         """Whether weights in the dtype that a kernel reads can be stored in fewer bits."""
@@ -230,6 +230,6 @@ class ConvLayer:
         constants = layer._constants(weights, table)
         values = {**self._values(), "px": source.cp, "shift": shift}
         is_smaller = self._has_spare_bits(form.weights)
-        stored = store(weights, 1, weights.size, 0) if is_smaller else None
+        stored = store(weights, 1, weights.size, 0).or_none(weights) if is_smaller else None
         constants += parameter_arrays(kernel, values)
         return Call(kernel, constants, self.output, stored)

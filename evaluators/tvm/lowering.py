@@ -80,7 +80,10 @@ class Lowering:
                 self._own.add(node.output)
 
     def run(self) -> Any:
-        """Return the Relax module of the network, its kernels attached as external modules."""
+        """Return the Relax module of the network, without its kernels.
+
+        The first parameters of `main` are those of `emit.weights`.
+        """
         graph, builder = self.graph, self._builder
         for name in graph.inputs:
             kind = relax.TensorType(graph.shape(name), graph.dtype(name))
@@ -95,11 +98,8 @@ class Lowering:
         except BaseException:  # TVM complains about a builder that is left open
             discard(builder)
             raise
-        self.emit.add_weights()
         add_signature(builder, self._signature())
-        libraries = [self._cache.static_library(k) for k in self.emit.kernels.values()]
-        module = builder.get()
-        return module.with_attr("external_mods", libraries) if libraries else module
+        return builder.get()
 
     def _signature(self) -> Signature:
         graph = self.graph

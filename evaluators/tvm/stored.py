@@ -44,6 +44,10 @@ class StoredWeights:
         """Type of the numbers that come out."""
         return self.kernel.buffers[-1][1]
 
+    def or_none(self, values: NDArray[Any]) -> StoredWeights | None:
+        """Return this if it is smaller than what comes out, which else is stored as it is."""
+        return self if self.data.nbytes < values.nbytes else None
+
 
 def store(values: NDArray[Any], blocks: int, length: int, skip: int) -> StoredWeights:
     """Return integers, or floats that are float16 numbers, as a library stores them.

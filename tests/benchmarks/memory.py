@@ -1,7 +1,7 @@
 """Memory that a network takes in TVM with our kernels, against ONNX Runtime.
 
-    python tests/benchmarks/memory.py [--networks resnet18] [--formats fp32,w8a8] [--threads 1]
-        [--repeats 3] [--json FILE]
+    python tests/benchmarks/memory.py [--networks resnet18] [--formats fp32,w8a8,w4a8]
+        [--threads 1] [--repeats 3] [--json FILE]
 
 Both run the same file, each in a process of its own. What counts is how far the resident memory
 of that process rises above what it was before the file was opened: at most (`peak`, loading
@@ -162,7 +162,7 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--networks", default=",".join(NETWORKS), help="separated by commas")
-    parser.add_argument("--formats", default="fp32,w8a8", help="separated by commas")
+    parser.add_argument("--formats", default="fp32,w8a8,w4a8", help="separated by commas")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures here")

@@ -23,7 +23,8 @@ class Kernel:
 
     Attributes:
         kind: Short name for messages and symbol names, such as `conv_u8`.
-        buffers: Name and dtype of each tensor argument; the last one is the output.
+        buffers: Name and dtype of each tensor argument; the last one is the output. One of dtype
+            `handle` may have any dtype and shape: the body sees its `DLTensor`, `h_` and its name.
         ints: Names of the entries of the int32 parameter tensor `P`.
         floats: Names of the entries of the float32 parameter tensor `F`.
         body: Lines of TVMScript.
@@ -44,13 +45,14 @@ class Kernel:
         """Return the TVMScript module that defines the kernel as `symbol`."""
         *inputs, output = self.buffers
         arguments = [*inputs, ("P", "int32"), ("F", "float32"), output]
+        matched = [(name, dtype) for name, dtype in arguments if dtype != "handle"]
         lines = [
             f"def {symbol}({', '.join(f'h_{name}: T.handle' for name, _ in arguments)}):",
             f"  T.func_attr({{'tirx.noalias': True, 'global_symbol': '{symbol}'}})",
-            *(f"  n_{name} = T.int32()" for name, _ in arguments),
+            *(f"  n_{name} = T.int32()" for name, _ in matched),
             *(
                 f"  {name} = T.match_buffer(h_{name}, (n_{name},), '{dtype}')"
-                for name, dtype in arguments
+                for name, dtype in matched
             ),
             *(f"  {name}: T.let[T.int32] = P[{i}]" for i, name in enumerate(self.ints)),
             *(f"  {name}: T.let[T.float32] = F[{i}]" for i, name in enumerate(self.floats)),
