@@ -38,6 +38,7 @@ def compile_onnx(
     from tvm import relax
 
     from . import across_rules, conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
+    from .gpu.lowering import GpuLowering
     from .lowering import Lowering
 
     graph = Graph(load_model(model) if isinstance(model, Path) else model, flatten_pixels)
@@ -49,7 +50,8 @@ def compile_onnx(
         reads_halves=profile.reads_halves,
     )
     try:
-        module = Lowering(graph, cache, chooser, profile).run()
+        lowering = GpuLowering if profile.device == "cuda" else Lowering
+        module = lowering(graph, cache, chooser, profile).run()
         if profile.device == "cuda":
             executable = compile_for_gpu(module, cache.target)
         else:

@@ -51,7 +51,8 @@ def compile_for_gpu(module: Any, target: Any) -> Any:
     arch = str(target.attrs["arch"])
     with target:  # both ask for it, too
         executable = tvm.compile(module, target)
-        for source in _device_sources(executable.mod):
+        # A module may be imported by several others.
+        for source in dict.fromkeys(_device_sources(executable.mod)):
             try:
                 nvcc.compile_cuda(source, target_format="cubin", arch=arch, compiler=compiler)
             except Exception as error:  # TVM raises plain exceptions of many types
