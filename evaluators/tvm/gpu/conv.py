@@ -65,7 +65,7 @@ _TILES = (
     Tile(16, 32, 4, 4, 16, 4),
 )
 _ROW = Tile(1, 32, 1, 4, 64, 16)  # a linear layer of one row, bound by its weights
-_THIN = Tile(64, 32, 4, 4, 8)  # few words to sum over
+_THIN = Tile(32, 32, 4, 4, 16)  # few words to sum over
 
 
 def choose_tile(pixels: int, channels: int, words: int) -> Tile:

@@ -8,8 +8,10 @@ in float are left to TVM.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from tvm import relax
 
 from ...onnx_graph.activations import find_activation
 from ...onnx_graph.graph import Node
@@ -35,6 +37,10 @@ class GpuLowering(Lowering):
     emitter = GpuEmitter
     has_channel_kernels = False
     emit: GpuEmitter
+
+    def run(self) -> Any:
+        """Return the Relax module of the network, without what rules have tried in vain."""
+        return relax.transform.DeadCodeElimination()(super().run())
 
     def border(self, name: str) -> int:
         """Return 0: kernels look where they read."""
