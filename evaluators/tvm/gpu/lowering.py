@@ -21,9 +21,11 @@ from ..layers import ConvLayer
 from ..lowering import Lowering
 from ..rule_table import Rule
 from ..sink import Sink
+from ..stored import are_halves
 from . import depthwise
 from .conv import Problem, choose_tile, conv_kernel, pack
 from .emitter import GpuEmitter
+from .halves import emit_layer
 
 _DIMENSIONS = {"Conv": 4, "Gemm": 2, "MatMul": 2}  # of the weights of a layer
 _POOLS = ("MaxPool", "GlobalMaxPool", "ReduceMax", "AveragePool", "GlobalAveragePool", "ReduceMean")
@@ -74,6 +76,23 @@ class GpuLowering(Lowering):
         self.add_layer(kernel.symbol, layer.name)
         arguments = [layer.source.var, weights, *constants, *residual]
         return replace(output, var=self.emit.launch(kernel, arguments))
+
+    def _fall_back(self, name: str) -> None:
+        node = self.graph.producer(name)
+        value = self._half_layer(node) if node is not None and node.op in _DIMENSIONS else None
+        if value is None:
+            super()._fall_back(name)
+        else:
+            self._plain[name] = value
+
+    def _half_layer(self, node: Node) -> Any | None:
+        """Emit a layer with weights in float16; None if it is another one."""
+        data, *rest = node.inputs
+        weights, *bias = (self.constant(name) if name else None for name in rest)
+        if weights is None or not are_halves(weights) or any(b is None for b in bias):
+            return None
+        added = bias[0] if bias else None
+        return emit_layer(self._builder, self.graph, node, self.plain(data), weights, added)
 
     def _rules(self, node: Node) -> list[Rule]:
         if node.op in _SHAPES:
