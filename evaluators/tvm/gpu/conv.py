@@ -1,8 +1,9 @@
 """Convolution and linear layers as one matrix product of int8, four products an instruction.
 
-Rows of the product are output pixels, columns output channels, and what is summed over are the words
-(four channels) of all taps of the kernel. A block of threads computes a tile of it: slices of both
-operands go through shared memory, the next ones being loaded while those at hand are multiplied.
+Rows of the product are output pixels, columns output channels, and what is summed over are the
+words (four channels) of all taps of the kernel. A block of threads computes a tile of it: slices
+of both operands go through shared memory, the next ones being loaded while those at hand are
+multiplied.
 `__dp4a` takes bytes of one sign, so 128 is taken off the data when they are loaded, and the bias
 makes up for it: sums are exact.
 """
@@ -56,7 +57,7 @@ class Tile:
         return self.group * self.parts
 
 
-_TILES = (
+TILES = (
     Tile(128, 128, 8, 8, 8),
     Tile(128, 64, 8, 8, 8),
     Tile(64, 64, 8, 4, 8),
@@ -64,8 +65,8 @@ _TILES = (
     Tile(32, 32, 4, 4, 16, 2),
     Tile(16, 32, 4, 4, 16, 4),
 )
-_ROW = Tile(1, 32, 1, 4, 64, 16)  # a linear layer of one row, bound by its weights
-_THIN = Tile(32, 32, 4, 4, 16)  # few words to sum over
+ROW = Tile(1, 32, 1, 4, 64, 16)  # a linear layer of one row, bound by its weights
+THIN = Tile(32, 32, 4, 4, 16)  # few words to sum over
 
 
 def choose_tile(pixels: int, channels: int, words: int) -> Tile:
@@ -79,15 +80,15 @@ def choose_tile(pixels: int, channels: int, words: int) -> Tile:
         words: Words that each sum is made of.
     """
     if pixels <= 2:
-        return _ROW
-    fitting = [t for t in _TILES if t.channels <= max(32, -(-channels // 32) * 32)]
+        return ROW
+    fitting = [t for t in TILES if t.channels <= max(32, -(-channels // 32) * 32)]
     for tile in fitting:
         if -(-pixels // tile.pixels) * -(-channels // tile.channels) >= _ENOUGH_BLOCKS:
             return tile
-    return _THIN if words < _MANY_WORDS else fitting[-1]
+    return THIN if words < _MANY_WORDS else fitting[-1]
 
 
-def pack(weights: NDArray[np.int8], pitch: int, tile: Tile) -> NDArray[np.int32]:
+def pack(weights: NDArray[np.generic], pitch: int, tile: Tile) -> NDArray[np.int32]:
     """Return OIHW weights in words, ordered as block of channels, word, channel; zeros behind.
 
     Args:
@@ -296,7 +297,10 @@ class _Writer:
     def _share(self) -> list[str]:
         """Lines that write the registers to shared memory."""
         v = self.vector
-        data = [f"SA[({self._word} + {i}) * {self.pitch} + {self._pixel}] = ra[q * {v} + {i}]" for i in range(v)]
+        data = [
+            f"SA[({self._word} + {i}) * {self.pitch} + {self._pixel}] = ra[q * {v} + {i}]"
+            for i in range(v)
+        ]
         place = f"(tx + q * {self.tile.threads}) * 4"
         weights = [f"SW[{_ramp(place, 4)}] = rw[{_ramp('q * 4', 4)}]"]
         return [
@@ -321,7 +325,10 @@ class _Writer:
                 f"word: T.let[T.int32] = t * {tile.parts} + part",
                 *self._fetch("fa", "SA", self.pitch, self._row, tile.rows),
                 *self._fetch("fw", "SW", tile.channels, self._column, tile.columns),
-                *nest([f"for i in T.unroll({tile.rows}):", f"for j in T.unroll({tile.columns}):"], [product]),
+                *nest(
+                    [f"for i in T.unroll({tile.rows}):", f"for j in T.unroll({tile.columns}):"],
+                    [product],
+                ),
             ],
         )
 
@@ -329,7 +336,9 @@ class _Writer:
         """Lines that load a thread's words of one operand from shared memory."""
         v = math.gcd(count, 4)
         source = f"{shared}[{_ramp(f'word * {pitch} + {place}', v)}]"
-        return nest([f"for g in T.unroll({count // v}):"], [f"{to}[{_ramp(f'g * {v}', v)}] = {source}"])
+        return nest(
+            [f"for g in T.unroll({count // v}):"], [f"{to}[{_ramp(f'g * {v}', v)}] = {source}"]
+        )
 
     @property
     def _row(self) -> str:

@@ -7,7 +7,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels.script import nest
 from .conv import SIGN, Problem
 from .epilogue import store_sums
 from .script import GpuKernel, each
@@ -15,7 +14,7 @@ from .script import GpuKernel, each
 MAX_TAPS = 128  # all are written out in the text
 
 
-def pack(weights: NDArray[np.int8], pitch: int) -> NDArray[np.int32]:
+def pack(weights: NDArray[np.generic], pitch: int) -> NDArray[np.int32]:
     """Return weights of shape `(channels, 1, kh, kw)` as words of four taps: group, channel."""
     channels, taps = len(weights), weights[0].size
     rows = np.zeros((pitch, -(-taps // 4) * 4), np.int8)
@@ -85,4 +84,4 @@ def _products(group: int, words: list[str], pitch: int) -> list[str]:
         weight = f"W[{group * pitch} + word * 4 + {channel}]"
         total = f"T.call_pure_extern('int32', '__dp4a', {taps}, {weight}, acc[{channel}])"
         lines.append(f"acc[{channel}] = {total}")
-    return nest([], lines)
+    return lines

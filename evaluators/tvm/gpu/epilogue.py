@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..image import Image
 from ..kernels.activation import activate
 from ..sink import Sink
@@ -74,8 +72,3 @@ def store_sums(
 
 def _store_steps(sink: Sink, steps: str, place: str) -> str:
     return f"D[{at4(place)}] = {steps_to_u8(steps, *sink.steps, sink.zero_point)}"
-
-
-def padded(values: np.ndarray, size: int) -> np.ndarray:
-    """Return numbers of channels with zeros behind them."""
-    return np.pad(values, (0, size - len(values)))

@@ -28,7 +28,14 @@ from .emitter import GpuEmitter
 from .halves import emit_layer
 
 _DIMENSIONS = {"Conv": 4, "Gemm": 2, "MatMul": 2}  # of the weights of a layer
-_POOLS = ("MaxPool", "GlobalMaxPool", "ReduceMax", "AveragePool", "GlobalAveragePool", "ReduceMean")
+_POOLS = (
+    "MaxPool",
+    "GlobalMaxPool",
+    "ReduceMax",
+    "AveragePool",
+    "GlobalAveragePool",
+    "ReduceMean",
+)
 _OPERATORS = (*_DIMENSIONS, *_POOLS, "Add", "Mul", "Concat", "DequantizeLinear")
 _SHAPES = ("Flatten", "Reshape", "Squeeze")
 

@@ -8,7 +8,7 @@ from ..image import Image
 from ..kernels.script import nest
 from ..sink import Sink
 from .epilogue import reals4, store_reals
-from .script import Buffer, GpuKernel, add, all4, at4, clamp, each, mul, real, steps_to_u8
+from .script import Buffer, GpuKernel, add, all4, at4, each, mul, real, steps_to_u8
 
 _JOINS = {"add": add, "mul": mul}
 
@@ -107,7 +107,7 @@ def to_plain_kernel(image: Image, shape: Sequence[int], *, is_row: bool) -> GpuK
 
 
 def concat_kernel(images: Sequence[Image], output: Image, sink: Sink) -> GpuKernel:
-    """Return the kernel that joins images along the channels; all but the last fill their pixels."""
+    """Return the kernel that joins images along the channels; only the last may leave gaps."""
     lines, place = [], 0
     for k, image in enumerate(images):
         value = reals4(f"A{k}", image, f"pixel * {image.cp} + channel - {place}")
@@ -120,7 +120,9 @@ def concat_kernel(images: Sequence[Image], output: Image, sink: Sink) -> GpuKern
     return each(f"concat{len(images)}", [*buffers, _buffer("D", output)], _count(output), body)
 
 
-def _window(image: Image, output: Image, window: Mapping[str, float]) -> tuple[list[str], list[str]]:
+def _window(
+    image: Image, output: Image, window: Mapping[str, float]
+) -> tuple[list[str], list[str]]:
     """Lines that name the part of a pooling window inside the image; the loops over it."""
     h, w = image.h, image.w
     sh, sw, kh, kw = (int(window[name]) for name in ("sh", "sw", "kh", "kw"))
@@ -173,11 +175,8 @@ def average_pool_kernel(
     mean = acc
     if is_integer:
         mean = f"T.Cast('float32x4', {acc} - {all4(f'{source.zero_point} * count')})"
-    divisor = str(whole) if whole else "count"
-    factor = f"{real(source.scale / sink.scale)} / T.Cast('float32', T.int32({divisor}))"
-    if not whole:
-        factor = f"{real(source.scale / sink.scale)} / T.Cast('float32', count)"
-    mean = mul(mean, all4(f"({factor})"))
+    divisor = f"T.float32({whole})" if whole else "T.Cast('float32', count)"
+    mean = mul(mean, all4(f"({real(source.scale / sink.scale)} / {divisor})"))
     stored = mean
     if sink.dtype == "uint8":
         stored = steps_to_u8(mean, *sink.steps, sink.zero_point)

@@ -1,9 +1,9 @@
 """TVMScript text of a kernel for GPUs: sizes built in, its threads named in the text.
 
-A GPU's compiler sees all of a network anyway, so a kernel belongs to one form and size of layer.
-Images are those of the CPU's kernels without a border: channels last, four of them to a word. Every
-product and sum of floats is rounded by itself (`mul`, `add`): a compiler that joins them as it likes
-would make results differ between GPUs, and from what the file says.
+A kernel belongs to one form and size of layer, as all of a network's code is compiled anew anyway.
+Images are those of the CPU's kernels without a border: channels last, four of them to a word.
+Products and sums of floats are rounded one by one (`mul`, `add`): a compiler that joins them as it
+likes would make results differ between GPUs, and from what the file says.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class GpuKernel:
 
     Attributes:
         kind: Short name, such as `conv_u8`.
-        buffers: Name, dtype and shape of each tensor argument; the last one is the output. The body
-            sees all as flat ones.
+        buffers: Name, dtype and shape of each tensor argument; the last one is the output. The
+            body sees all as flat ones.
         blocks: Blocks of threads.
         threads: Threads of a block.
-        body: Lines of TVMScript for one thread, `tx` of the block `bx`. An argument `X` of uint8 is
-            also at hand in words of four as `X4`.
+        body: Lines of TVMScript for one thread, `tx` of the block `bx`. An argument `X` of uint8
+            is also at hand in words of four as `X4`.
     """
 
     kind: str

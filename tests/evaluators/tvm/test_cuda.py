@@ -110,6 +110,6 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_code_that_nvcc_refuses_fails_the_build(
     doubling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_device_sources", lambda module: iter(["int broken("]))
+    monkeypatch.setattr(cuda, "device_sources", lambda module: ["int broken("])
     with pytest.raises(EvaluationError, match="device code for 'sm_80' is refused by nvcc"):
         compile_onnx(doubling, load_profile("a100"), tmp_path / "a.so")

@@ -1,4 +1,4 @@
-"""Runs a network for GPUs without one: the CUDA source that TVM makes of its kernels, on the CPU."""
+"""Runs kernels for GPUs without one: the CUDA source that TVM makes of them, on the CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx
 import tvm
 from numpy.typing import NDArray
 from tvm import relax
+from tvm.relax.expr_functor import mutator
 
 from paredown.evaluators.onnx_graph.graph import Graph
 from paredown.evaluators.runtimes.base import Array
@@ -26,85 +27,83 @@ from paredown.evaluators.tvm import (  # noqa: F401  # they register
     move_rules,
 )
 from paredown.evaluators.tvm.cache import KernelCache
+from paredown.evaluators.tvm.cuda import device_sources
 from paredown.evaluators.tvm.flattening import flatten_pixels
 from paredown.evaluators.tvm.gpu.lowering import GpuLowering
 from paredown.evaluators.tvm.knobs import KnobChooser
 from paredown.evaluators.tvm.signature import read_network
 from paredown.hw_profiles import load_profile
 
+PROFILE = "a100"
 _OWN = "pd_"
 _HEADER = Path(__file__).with_name("emulated_gpu.hpp")
 _KERNEL = re.compile(r'extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\(([^)]*)\) \{')
 
 
-def lowered(model: onnx.ModelProto, profile_name: str, folder: Path) -> Any:
+def lowered(model: onnx.ModelProto, folder: Path) -> Any:
     """Return the Relax module of a model for a GPU."""
-    profile = load_profile(profile_name)
+    profile = load_profile(PROFILE)
     cache = KernelCache(profile.target, folder)
     chooser = KnobChooser(cache, profile.isa, can_time=False)
     return GpuLowering(Graph(model, flatten_pixels), cache, chooser, profile).run()
 
 
-def cuda_source(module: Any, profile_name: str) -> str:
-    """Return the CUDA source of the own kernels of a module."""
-    own = {
-        handle: function.with_attr("global_symbol", handle.name_hint)
-        for handle, function in module.functions.items()
-        if handle.name_hint.startswith(_OWN)
-    }
-    profile = load_profile(profile_name)
-    compiled = tvm.compile(tvm.IRModule(own), tvm.target.Target(dict(profile.target))).mod
-    return "\n".join(dict.fromkeys(_sources(compiled)))
+def own_kernels(module: Any) -> dict[str, Any]:
+    """Return the own kernels in a module by name, as TIR functions."""
+    functions = {handle.name_hint: f for handle, f in module.functions.items()}
+    return {name: f for name, f in functions.items() if name.startswith(_OWN)}
 
 
-def _sources(module: Any) -> Iterator[str]:
-    if module.kind == "cuda":
-        yield str(module.inspect_source())
-    for imported in module.imports:
-        yield from _sources(imported)
+def cuda_source(kernels: Mapping[str, Any]) -> str:
+    """Return the CUDA source that TVM makes of kernels."""
+    named = {name: f.with_attr("global_symbol", name) for name, f in kernels.items()}
+    target = tvm.target.Target(dict(load_profile(PROFILE).target))
+    with target:  # once loaded, TVM's module for CUDA compilers asks for it
+        return "\n".join(device_sources(tvm.compile(tvm.IRModule(named), target).mod))
 
 
 class EmulatedKernels:
-    """Kernels of a module, compiled for the CPU.
+    """Kernels compiled for the CPU.
 
     Args:
-        module: Relax module for a GPU.
-        profile_name: Its profile.
+        kernels: Name and TIR function of each.
         folder: Where files may be left.
     """
 
-    def __init__(self, module: Any, profile_name: str, folder: Path) -> None:
-        self.source = cuda_source(module, profile_name)
+    def __init__(self, kernels: Mapping[str, Any], folder: Path) -> None:
+        self.source = cuda_source(kernels)
+        self._kernels = kernels
         self._names: dict[str, list[str]] = {}
-        # g++ wants the two words in the other order.
         body = self.source[self.source.index('extern "C"') :]
-        lines = [f'#include "{_HEADER}"', body.replace("__shared__ alignas(64)", "alignas(64) __shared__")]
+        # g++ wants the two words in the other order.
+        body = body.replace("__shared__ alignas(64)", "alignas(64) __shared__")
+        lines = [f'#include "{_HEADER}"', body]
         for kernel, parameters in _KERNEL.findall(self.source):
             names = re.findall(r"\w+_ptr", parameters)
             self._names[kernel] = [re.sub("^h|4?_ptr$", "", name) for name in names]
             lines += _launcher(kernel, names, parameters.replace("__restrict__", "").split(","))
         text = "\n".join(lines)
         stem = folder / hashlib.sha256(text.encode()).hexdigest()[:12]
-        stem.with_suffix(".cpp").write_text(text)
+        source, library = stem.with_suffix(".cpp"), stem.with_suffix(".so")
+        source.write_text(text)
         options = ["-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
-        library = stem.with_suffix(".so")
-        sources = [str(stem.with_suffix(".cpp")), "-o", str(library)]
-        subprocess.run(["g++", "-std=c++17", *options, *sources], check=True)
+        command = ["g++", "-std=c++17", *options, str(source), "-o", str(library)]
+        subprocess.run(command, check=True)
         self._library = ctypes.CDLL(str(library))
-        self._functions = {h.name_hint: f for h, f in module.functions.items()}
 
-    def run(self, symbol: str, arguments: list[NDArray[Any]]) -> None:
+    def run(self, symbol: str, arguments: Sequence[NDArray[Any]]) -> None:
         """Run a kernel on arrays, the last of which it writes."""
-        function, kernel = self._functions[symbol], f"{symbol}_kernel"
+        function, kernel = self._kernels[symbol], f"{symbol}_kernel"
         extents = [
-            int(re.search(rf'T.thread_binding\((\d+), thread="{axis}"\)', str(function))[1])  # type: ignore[index]  # it is there
+            int(found)
             for axis in ("blockIdx.x", "threadIdx.x")
+            for found in re.findall(rf'T.thread_binding\((\d+), thread="{axis}"\)', str(function))
         ]
         names = [re.sub("^h_?|'", "", str(p.name)) for p in function.params]
-        pointers = dict(zip(names, (a.ctypes.data for a in arguments), strict=True))
-        passed = [ctypes.c_void_p(pointers[name]) for name in self._names[kernel]]
+        places = dict(zip(names, (a.ctypes.data for a in arguments), strict=True))
         run = getattr(self._library, f"run_{kernel}")
         run.restype = ctypes.c_bool
+        passed = [ctypes.c_void_p(places[name]) for name in self._names[kernel]]
         assert run(*extents, *passed), f"threads of {symbol} miss a barrier"
 
 
@@ -123,27 +122,26 @@ def _launcher(kernel: str, names: list[str], parameters: list[str]) -> list[str]
     ]
 
 
-def on_cpu(module: Any, kernels: EmulatedKernels) -> Callable[..., list[Array]]:
-    """Return a function that runs a network, all but its own kernels by TVM for the CPU."""
-    mutator = _Calls(module)
+def network_on_cpu(module: Any, kernels: EmulatedKernels | None) -> Callable[..., list[Array]]:
+    """Return a function that runs a network for a GPU; what is not its own, by TVM for the CPU."""
+    calls = _Calls(module)
     for handle, function in module.functions.items():
         if isinstance(function, relax.Function):
-            mutator.builder_.update_func(handle, mutator.visit_expr(function))
-    changed = mutator.builder_.get()
-    changed = tvm.IRModule(
-        {h: f for h, f in changed.functions.items() if not h.name_hint.startswith(_OWN)}
-    )
-    for symbol in mutator.symbols:
+            calls.builder_.update_func(handle, calls.visit_expr(function))
+    functions = calls.builder_.get().functions
+    rest = {h: f for h, f in functions.items() if not h.name_hint.startswith(_OWN)}
 
-        def call(*tensors: Any, symbol: str = symbol) -> None:
-            arrays = [np.ascontiguousarray(t.numpy()) for t in tensors]
+    for symbol in calls.symbols:
+        assert kernels is not None
+
+        def call(*tensors: Any, symbol: str = symbol, kernels: EmulatedKernels = kernels) -> None:
+            arrays = [np.array(t.numpy()) for t in tensors]
             kernels.run(symbol, arrays)
             tensors[-1].copyfrom(arrays[-1])
 
         tvm.register_global_func(symbol, call, override=True)
-    executable = tvm.compile(relax.get_pipeline("zero")(changed), "llvm")
-    machine = relax.VirtualMachine(executable, tvm.cpu())
-    network = read_network(machine)
+    executable = tvm.compile(relax.get_pipeline("zero")(tvm.IRModule(rest)), "llvm")
+    network = read_network(relax.VirtualMachine(executable, tvm.cpu()))
 
     def run(*inputs: Array) -> list[Array]:
         result = network(*(tvm.runtime.tensor(i) for i in inputs))
@@ -153,7 +151,7 @@ def on_cpu(module: Any, kernels: EmulatedKernels) -> Callable[..., list[Array]]:
     return run
 
 
-@relax.expr_functor.mutator
+@mutator
 class _Calls(relax.PyExprMutator):  # type: ignore[misc]  # TVM has no types
     """Calls own kernels as packed functions."""
 
