@@ -1,6 +1,7 @@
 """Compiling for GPUs; without one, that code is made which a CUDA compiler takes."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -42,15 +43,21 @@ def compressed(network: str, weight_bits: int, folder: Path) -> Path:
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "weight_bits"), [("mobilenetv2", 32), ("resnet18", 4)])
+@pytest.mark.parametrize(
+    ("network", "weight_bits", "layers"),
+    # Kernels of layers in integers; those with the same numbers share one.
+    [("mobilenetv2", 32, range(1)), ("resnet18", 4, range(15, 22))],
+)
 def test_networks_compile_for_three_architectures(
-    network: str, weight_bits: int, tmp_path: Path
+    network: str, weight_bits: int, layers: range, tmp_path: Path
 ) -> None:
     model = compressed(network, weight_bits, tmp_path)
     for name in ARCHITECTURES:
         library = tmp_path / f"{name}.so"
         compile_onnx(model, load_profile(name), library)
-        assert b"__global__" in library.read_bytes()
+        code = library.read_bytes()
+        assert b"__global__" in code
+        assert len(set(re.findall(rb"pd_conv\w+_kernel", code))) in layers
 
 
 @pytest.fixture
