@@ -58,7 +58,7 @@ def _is_worth(low: Lowering, data: str) -> bool:
 def lower_scale(low: Lowering, node: Node, sink: Sink) -> Image | None:
     """Channels times and plus constants, a chain of such operators at once."""
     found = _scaled(low, node)
-    if found is None or sink.residual is not None:
+    if found is None or sink.residual is not None or not low.has_channel_kernels:
         return None
     while low.graph.only_user(found.data) is not None:
         maker = low.graph.producer(found.data)

@@ -39,6 +39,7 @@ def compile_onnx(
     from tvm import relax
 
     from . import across_rules, conv_rules, image_rules, matmul_rules, move_rules  # noqa: F401  # they register
+    from .gpu.lowering import GpuLowering
     from .lowering import Lowering
     from .weights import place_weights
 
@@ -51,7 +52,8 @@ def compile_onnx(
         reads_halves=profile.reads_halves,
     )
     try:
-        lowering = Lowering(graph, cache, chooser, profile)
+        lower = GpuLowering if profile.device == "cuda" else Lowering
+        lowering = lower(graph, cache, chooser, profile)
         module = lowering.run()
         if profile.device == "cpu":
             module = relax.get_pipeline("zero")(module)

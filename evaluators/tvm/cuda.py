@@ -1,4 +1,4 @@
-"""NVIDIA GPUs: TVM's own schedules (dlight) in float, the device code checked by a CUDA compiler.
+"""NVIDIA GPUs: what no kernel of ours does gets TVM's own schedules (dlight); the code is checked.
 
 A machine without NVIDIA's driver cannot load the part of TVM that holds device code as machine
 code. TVM then writes the source of the kernels into the library, and compiles it where the library
@@ -35,7 +35,7 @@ def compile_for_gpu(module: Any, target: Any) -> Any:
     """Compile a Relax module with TVM's pipeline for CUDA, and check its device code.
 
     Args:
-        module: The network, of operators of TVM's own.
+        module: The network, of kernels with named threads and operators of TVM's own.
         target: TVM target of kind "cuda", with its host.
 
     Returns:
@@ -51,7 +51,7 @@ def compile_for_gpu(module: Any, target: Any) -> Any:
     arch = str(target.attrs["arch"])
     with target:  # both ask for it, too
         executable = tvm.compile(module, target)
-        for source in _device_sources(executable.mod):
+        for source in device_sources(executable.mod):
             try:
                 nvcc.compile_cuda(source, target_format="cubin", arch=arch, compiler=compiler)
             except Exception as error:  # TVM raises plain exceptions of many types
@@ -80,9 +80,13 @@ def _find() -> str:
     )
 
 
-def _device_sources(module: Any) -> Iterator[str]:
-    """Return the CUDA source in a compiled module and in those that it imports."""
+def device_sources(module: Any) -> list[str]:
+    """Return the CUDA sources in a compiled module and in those that it imports, each once."""
+    return list(dict.fromkeys(_all_sources(module)))
+
+
+def _all_sources(module: Any) -> Iterator[str]:
     if module.kind == "cuda":
         yield str(module.inspect_source())
     for imported in module.imports:
-        yield from _device_sources(imported)
+        yield from _all_sources(imported)

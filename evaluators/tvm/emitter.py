@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,13 @@ import numpy as np
 from tvm import relax
 
 from .image import Image
-from .kernels.pointwise import elementwise_kernel, from_nchw_kernel, to_nchw_kernel
+from .kernels.pointwise import (
+    concat_kernel,
+    elementwise_kernel,
+    from_nchw_kernel,
+    to_nchw_kernel,
+)
+from .kernels.pool import average_pool_kernel, max_pool_kernel
 from .kernels.script import Kernel, worth_threads
 from .layers import parameter_arrays
 from .sink import Sink
@@ -108,13 +114,17 @@ class Emitter:
             n, c, h, w = shape
             output = sink.image(n, h, w, c)
             if c < 8:
-                output = replace(output, cp=c)  # a first layer reads its few channels densely
+                output = replace(output, cp=self.few_channels(c))
         else:
             output = sink.image(1, 1, math.prod(shape[:-1]), shape[-1] if shape else 1)
             if output.cp == output.c:  # rows lie as they should
                 rows = [self.rows(var, shape)]
                 return replace(output, var=self._elementwise(rows, output, sink, "add"))
         return self._from_plain(var, output, sink, is_row=len(shape) != 4)
+
+    def few_channels(self, channels: int) -> int:
+        """Return the pitch of the pixels that a first layer reads; they are dense."""
+        return channels
 
     def rows(self, var: Any, shape: Sequence[int]) -> Image:
         """Return a plain float tensor as it lies: its last dimension becomes the channels.
@@ -162,6 +172,50 @@ class Emitter:
         sink = Sink(image.border, image.dtype, image.scale, image.zero_point)
         output = replace(image, cp=pitch)
         return self._from_plain(plain, output, sink, is_row=False)
+
+    # ---- what needs no weights
+
+    def max_pool(self, source: Image, output: Image, window: Mapping[str, float]) -> Image:
+        """Emit max pooling; the output has the scale and zero point of the input.
+
+        Args:
+            source: What is pooled.
+            output: The result.
+            window: The kernel's parameters `hi` to `pl`, and those of the output that are not its
+                image's.
+        """
+        lanes = next(
+            size
+            for size in (32, 16, 8)
+            if output.cp % size == 0 and (size == 8 or source.dtype == "uint8")
+        )
+        kernel = max_pool_kernel(source.dtype, lanes, worth_threads(self.threads, source.size))
+        values = {**output.as_output(), **source.as_source(), **window}
+        return self.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+
+    def average_pool(
+        self, source: Image, output: Image, sink: Sink, window: Mapping[str, float]
+    ) -> Image:
+        """Emit average pooling, with arguments as `max_pool`; floats are not yet clamped."""
+        threads = worth_threads(self.threads, source.size)
+        kernel = average_pool_kernel(source.dtype, sink.dtype, threads)
+        values = {**output.as_output(), **sink.parameters(), **source.as_source(), **window}
+        values |= {"za": source.zero_point, "f": source.scale / sink.scale}
+        return self.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+
+    def concat(self, sources: Sequence[Image], output: Image, sink: Sink) -> Image:
+        """Emit the concatenation of images along the channels."""
+        kernel = concat_kernel(
+            tuple(s.dtype for s in sources), sink.dtype, worth_threads(self.threads, output.size)
+        )
+        values = {**output.as_output(), **sink.parameters()}
+        place = 0
+        for k, source in enumerate(sources):
+            values |= {**source.as_source(str(k)), f"z{k}": source.zero_point}
+            values |= {f"f{k}": source.scale, f"c{k}": source.c, f"co{k}": place}
+            place += source.c
+        arguments = [*(s.var for s in sources), *parameter_arrays(kernel, values)]
+        return self.image(kernel, arguments, output)
 
 
 def _flat(size: int, dtype: str) -> relax.TensorType:

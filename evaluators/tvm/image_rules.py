@@ -11,8 +11,6 @@ from ..onnx_graph.graph import Node, factors, pads_of
 from .channel_rules import is_worth_scaling, lower_scale
 from .image import Image
 from .kernels.norm import layer_norm_kernel
-from .kernels.pointwise import concat_kernel
-from .kernels.pool import average_pool_kernel, max_pool_kernel
 from .kernels.script import worth_threads
 from .layers import parameter_arrays
 from .lowering import Lowering
@@ -66,15 +64,7 @@ def lower_global_max(low: Lowering, node: Node, sink: Sink) -> Image | None:
 def _max_pool(
     low: Lowering, source: Image, image: Image, window: Mapping[str, float], sink: Sink
 ) -> Image:
-    lanes = next(
-        size
-        for size in (32, 16, 8)
-        if image.cp % size == 0 and (size == 8 or source.dtype == "uint8")
-    )
-    kernel = max_pool_kernel(source.dtype, lanes, worth_threads(low.threads, source.size))
-    values = {**image.as_output(), **source.as_source(), **window}
-    pooled = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], image)
-    return low.emit.store([pooled], sink)
+    return low.emit.store([low.emit.max_pool(source, image, window)], sink)
 
 
 def _whole(source: Image) -> dict[str, float]:
@@ -102,13 +92,10 @@ def lower_average_pool(low: Lowering, node: Node, sink: Sink) -> Image | None:
     h, w = low.graph.shape(node.output)[2:] if is_window else (1, 1)
     is_row = len(low.graph.shape(node.output)) == 2
     output = sink.image(1, 1, n, c) if is_row else sink.image(n, h, w, c)
-    kernel = average_pool_kernel(source.dtype, sink.dtype, worth_threads(low.threads, source.size))
-    values = {**output.as_output(), **sink.parameters(), **source.as_source()}
     window = _window(node, source) if is_window else _whole(source)
     if is_row:  # one pixel per image, so that rows of pixels come out
-        values |= {"n": n, "wo": 1, "dns": output.cp}
-    values |= {**window, "za": source.zero_point, "f": source.scale / sink.scale}
-    image = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+        window |= {"n": n, "wo": 1, "dns": output.cp}
+    image = low.emit.average_pool(source, output, sink, window)
     return low.emit.store([image], sink) if sink.dtype == "float32" else image
 
 
@@ -123,11 +110,9 @@ def lower_token_mean(low: Lowering, node: Node, sink: Sink) -> Image | None:
     if source.cp % 8 or source.border:
         return None
     source, output = replace(source, n=n, w=tokens), sink.image(1, 1, n, channels)
-    kernel = average_pool_kernel(source.dtype, sink.dtype, low.threads)
-    values = {**output.as_output(), **sink.parameters(), **source.as_source()}
-    values |= {"n": n, "wo": 1, "dns": output.cp, "hi": 1, "wi": tokens, "kh": 1, "kw": tokens}
-    values |= {"sh": 1, "sw": 1, "za": source.zero_point, "f": source.scale / sink.scale}
-    image = low.emit.image(kernel, [source.var, *parameter_arrays(kernel, values)], output)
+    window: dict[str, float] = {"n": n, "wo": 1, "dns": output.cp, "hi": 1, "wi": tokens}
+    window |= {"kh": 1, "kw": tokens, "sh": 1, "sw": 1}
+    image = low.emit.average_pool(source, output, sink, window)
     return low.emit.store([image], sink) if sink.dtype == "float32" else image
 
 
@@ -210,15 +195,4 @@ def lower_concat(low: Lowering, node: Node, sink: Sink) -> Image | None:
         return None
     sources = [low.source(i) for i in node.inputs]
     output = sink.image(shape[0], shape[2], shape[3], shape[1])
-    kernel = concat_kernel(
-        tuple(s.dtype for s in sources), sink.dtype, worth_threads(low.threads, output.size)
-    )
-    values = {**output.as_output(), **sink.parameters()}
-    place = 0
-    for k, source in enumerate(sources):
-        values |= {**source.as_source(str(k)), f"z{k}": source.zero_point, f"f{k}": source.scale}
-        values |= {f"c{k}": source.c, f"co{k}": place}
-        place += source.c
-    return low.emit.image(
-        kernel, [*(s.var for s in sources), *parameter_arrays(kernel, values)], output
-    )
+    return low.emit.concat(sources, output, sink)

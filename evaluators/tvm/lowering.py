@@ -57,13 +57,16 @@ class Lowering:
         profile: The device.
     """
 
+    emitter: type[Emitter] = Emitter
+    has_channel_kernels = True  # that scale every channel by a constant of its own
+
     def __init__(
         self, graph: Graph, cache: KernelCache, chooser: KnobChooser, profile: HardwareProfile
     ) -> None:
         self.graph, self.threads, self.isa = graph, profile.threads, profile.isa
         self._profile, self._cache, self._chooser = profile, cache, chooser
         self._builder = relax.BlockBuilder()
-        self.emit = Emitter(self._builder, profile.threads)
+        self.emit = self.emitter(self._builder, profile.threads)
         self._images: dict[str, Image] = {}
         self._plain: dict[str, Any] = {}
         self._rows: dict[str, Image] = {}
@@ -72,8 +75,6 @@ class Lowering:
         self.moves: dict[str, Move | None] = {}  # what `find_move` found, by tensor
         self._layers: list[tuple[str, str]] = []
         for node in graph:
-            if profile.device != "cpu":
-                continue
             if self._has_row_kernel(node):
                 self._own_rows.add(node.output)
             elif self._has_own_kernel(node):
@@ -338,16 +339,20 @@ class Lowering:
 
     # ---- what rules emit
 
-    def call_layer(self, layer: ConvLayer) -> Image:
-        """Emit a convolution or linear layer."""
+    def call_layer(self, layer: ConvLayer) -> Image | None:
+        """Emit a convolution or linear layer; None if there is no kernel for it."""
         call = layer.call(self._chooser.choose(layer))
-        self._layers.append((call.kernel.symbol, layer.name))
+        self.add_layer(call.kernel.symbol, layer.name)
         residual = [layer.sink.residual.var] if layer.sink.residual is not None else []
         weights, *constants, ints, floats = call.constants
         if call.weights is not None:
             weights = self.emit.unpacked(call.weights)
         arguments = [layer.source.var, weights, *constants, *residual, ints, floats]
         return self.emit.image(call.kernel, arguments, call.output)
+
+    def add_layer(self, symbol: str, name: str) -> None:
+        """Remember which layer a kernel computes, for the library's signature."""
+        self._layers.append((symbol, name))
 
     def _from_plain(self, name: str, sink: Sink) -> Image:
         """Turn the plain form of a tensor that no rule makes into an image."""

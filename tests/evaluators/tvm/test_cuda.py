@@ -1,6 +1,7 @@
 """Compiling for GPUs; without one, that code is made which a CUDA compiler takes."""
 
 import importlib.util
+import re
 import shutil
 from pathlib import Path
 
@@ -42,15 +43,21 @@ def compressed(network: str, weight_bits: int, folder: Path) -> Path:
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize(("network", "weight_bits"), [("mobilenetv2", 32), ("resnet18", 4)])
+@pytest.mark.parametrize(
+    ("network", "weight_bits", "layers"),
+    # Kernels of layers in integers; those with the same numbers share one.
+    [("mobilenetv2", 32, range(1)), ("resnet18", 4, range(15, 22))],
+)
 def test_networks_compile_for_three_architectures(
-    network: str, weight_bits: int, tmp_path: Path
+    network: str, weight_bits: int, layers: range, tmp_path: Path
 ) -> None:
     model = compressed(network, weight_bits, tmp_path)
     for name in ARCHITECTURES:
         library = tmp_path / f"{name}.so"
         compile_onnx(model, load_profile(name), library)
-        assert b"__global__" in library.read_bytes()
+        code = library.read_bytes()
+        assert b"__global__" in code
+        assert len(set(re.findall(rb"pd_conv\w+_kernel", code))) in layers
 
 
 @pytest.fixture
@@ -110,6 +117,6 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_code_that_nvcc_refuses_fails_the_build(
     doubling: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda, "_device_sources", lambda module: iter(["int broken("]))
+    monkeypatch.setattr(cuda, "device_sources", lambda module: ["int broken("])
     with pytest.raises(EvaluationError, match="device code for 'sm_80' is refused by nvcc"):
         compile_onnx(doubling, load_profile("a100"), tmp_path / "a.so")
