@@ -346,7 +346,8 @@ class Lowering:
         weights, *constants, ints, floats = call.constants
         if call.weights is not None:
             weights = self.emit.unpacked(call.weights)
-        arguments = [layer.source.var, weights, *constants, *residual, ints, floats]
+        source = self.emit.widened(layer.source) if call.reads_words else layer.source.var
+        arguments = [source, weights, *constants, *residual, ints, floats]
         return self.emit.image(call.kernel, arguments, call.output)
 
     def _from_plain(self, name: str, sink: Sink) -> Image:
