@@ -16,6 +16,7 @@ from .kernels.pointwise import (
     elementwise_kernel,
     from_nchw_kernel,
     to_nchw_kernel,
+    widen_kernel,
 )
 from .kernels.pool import average_pool_kernel, max_pool_kernel
 from .kernels.script import Kernel, worth_threads
@@ -35,6 +36,7 @@ class Emitter:
     def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
         self.builder, self.threads = builder, threads
         self.kernels: dict[str, Kernel] = {}
+        self._widened: dict[relax.Var, relax.Var] = {}
         self.weights: dict[relax.Var, StoredWeights] = {}  # further parameters of the network
 
     def call(self, kernel: Kernel, arguments: Sequence[Any], size: int, dtype: str) -> Any:
@@ -54,6 +56,14 @@ class Emitter:
     def image(self, kernel: Kernel, arguments: Sequence[Any], output: Image) -> Image:
         """Emit a call of a kernel that writes an image."""
         return replace(output, var=self.call(kernel, arguments, output.size, output.dtype))
+
+    def widened(self, image: Image) -> relax.Var:
+        """Return the numbers of a uint8 image as int16; layers that read the same share them."""
+        if image.var not in self._widened:
+            kernel = widen_kernel(worth_threads(self.threads, image.size))
+            arguments = [image.var, *parameter_arrays(kernel, {"size": image.size})]
+            self._widened[image.var] = self.call(kernel, arguments, image.size, "int16")
+        return self._widened[image.var]
 
     def store(self, operands: Sequence[Image], sink: Sink, how: str = "add") -> Image:
         """Add or multiply one or two images and store the result.

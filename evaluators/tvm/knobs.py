@@ -13,7 +13,8 @@ import numpy as np
 from . import depthwise, neon_knobs
 from .cache import KernelCache
 from .kernels.conv import FORMS, Knobs
-from .layers import ConvLayer
+from .kernels.pointwise import widen_kernel
+from .layers import ConvLayer, parameter_arrays
 from .tiles import Extent, tiles
 
 _TILES = 4  # how many are timed per form
@@ -41,7 +42,7 @@ def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[K
         return _tiles(layer, "plain", isa)
     if isa.endswith("vnni"):
         return _tiles(layer, "dot", isa)
-    names = ("rolled", "pair4", "pair2", "pair1", "wide")
+    names = ("rolled", "pair4", "pair2", "pair1", "words", "wide")
     found = [knobs for form in names for knobs in _tiles(layer, form, isa)]
     return [knobs for knobs in found if knobs.form in _proved_forms(layer, knobs.ocb)]
 
@@ -50,8 +51,10 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
     """Return the forms that are exact for the layer's weights, and worth a try."""
     # Without groups the segments of a channel do not depend on the block it is in.
     run = int(layer.runs(ocb if layer.geometry.groups > 1 else 8).min())
+    if run == 0:
+        return ("words", "wide")
     if run < 4:
-        return ("wide", "pair1", "pair2")[run : run + 1]
+        return ("pair1", "pair2")[run - 1 : run]
     return ("pair2", "pair4") if run == 4 else ("pair4", "rolled")
 
 
@@ -126,8 +129,19 @@ class KnobChooser:
         ]
         source, *residual, output = (tvm.runtime.tensor(np.ones(i.size, i.dtype)) for i in images)
         *constants, ints, floats = (tvm.runtime.tensor(c) for c in call.constants)
-        arguments = [source, *constants, *residual, ints, floats, output]
-        return lambda: function(*arguments)
+        rest = [*constants, *residual, ints, floats, output]
+        if not call.reads_words:
+            return lambda: function(source, *rest)
+        widen = widen_kernel(layer.threads)
+        widening = self._cache.function(widen)
+        sizes = [tvm.runtime.tensor(c) for c in parameter_arrays(widen, {"size": source.shape[0]})]
+        words = tvm.runtime.tensor(np.ones(source.shape, np.int16))
+
+        def run() -> None:
+            widening(source, *sizes, words)
+            function(words, *rest)
+
+        return run
 
 
 def interleaved_minimum(

@@ -39,6 +39,11 @@ class Call:
     output: Image
     weights: StoredWeights | None = None
 
+    @property
+    def reads_words(self) -> bool:
+        """Whether the kernel reads the input image in int16, as `widen_kernel` makes it."""
+        return self.kernel.buffers[0][1] == "int16"
+
 
 def parameter_arrays(kernel: Kernel, values: Mapping[str, float]) -> Arguments:
     """Return the int32 and float32 parameter tensors of a kernel; other values are left out."""

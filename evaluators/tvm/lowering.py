@@ -347,7 +347,8 @@ class Lowering:
         weights, *constants, ints, floats = call.constants
         if call.weights is not None:
             weights = self.emit.unpacked(call.weights)
-        arguments = [layer.source.var, weights, *constants, *residual, ints, floats]
+        source = self.emit.widened(layer.source) if call.reads_words else layer.source.var
+        arguments = [source, weights, *constants, *residual, ints, floats]
         return self.emit.image(call.kernel, arguments, call.output)
 
     def add_layer(self, symbol: str, name: str) -> None:

@@ -61,6 +61,7 @@ _COSTS = {
     "pair4": _Cost(0.7),
     "rolled": _Cost(0.6),
     "wide": _Cost(0.55, sums=2, widening=0.5, latency=3.0),
+    "words": _Cost(0.53, latency=1.0),
     "plain": _Cost(3.0, spare=6.0),
 }
 

@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from paredown.evaluators.task import Data, Task
-from paredown.hw_profiles import HardwareProfile, this_machine
+from paredown.hw_profiles import HardwareProfile
 from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.space import SearchSpace, SpaceSettings
 
@@ -74,11 +74,11 @@ def make_files(name: str, formats: Sequence[str], profile: HardwareProfile, root
             files.make_s[label] = time.perf_counter() - start
     files.peers = {k: v for k, v in files.formats.items() if k in ("fp32", "w8a8", "w7a8")}
     if is_integer and "fp32" in files.formats:
-        _quantize_for_peers(files, folder)
+        _quantize_for_peers(files, profile, folder)
     return files
 
 
-def _quantize_for_peers(files: Files, folder: Path) -> None:
+def _quantize_for_peers(files: Files, profile: HardwareProfile, folder: Path) -> None:
     """Quantize the float file with the tools of the peers, as these recommend it."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -90,9 +90,10 @@ def _quantize_for_peers(files: Files, folder: Path) -> None:
         def get_next(self) -> Any:
             return next(self.samples, None)
 
-    machine = this_machine()
     # Without a dot product, sums of two products of 8 bits saturate in 16.
-    has_dot = machine.arch != "x86_64" or bool(machine.flags & {"avx512_vnni", "avx_vnni"})
+    has_dot = profile.arch != "x86_64" or not {"avx512_vnni", "avx_vnni"}.isdisjoint(
+        profile.features
+    )
     narrow = {"per_channel": True, "reduce_range": not has_dot}
     source, prepared = files.formats["fp32"], folder / "prepared.onnx"
     with noting(files.errors, "static"):

@@ -13,6 +13,9 @@ is the median over rounds of the times in one round.
 The limit is what this machine reaches in the same rounds with a loop that uses registers alone:
 fused multiply-adds for float; for integers its fastest instructions at the narrowest widths.
 
+With a profile of fewer instructions than this machine has (`--profile x86-64-v3`) the peers are
+limited to them as well (`limited_isa.py`); the table and the JSON say so.
+
 The first build of a file (`build`) chooses settings for the kernels that the cache of kernels has
 none for; `--cold` begins with an empty cache. The second (`warm`) finds all.
 
@@ -44,11 +47,13 @@ from paredown.hw_profiles import HardwareProfile, load_profile, this_machine
 
 if TYPE_CHECKING:
     from tests.benchmarks.kernel_times import Limits, show_calls, time_calls
+    from tests.benchmarks.limited_isa import limit_peers
     from tests.benchmarks.network_files import FLOATS, FORMATS, Files, make_files, noting
     from tests.benchmarks.networks import NETWORKS
     from tests.benchmarks.runtime_rows import Row, complaints, means, plot, show, show_summary
 else:  # run as a script: its own folder is on the path
     from kernel_times import Limits, show_calls, time_calls
+    from limited_isa import limit_peers
     from network_files import FLOATS, FORMATS, Files, make_files, noting
     from networks import NETWORKS
     from runtime_rows import Row, complaints, means, plot, show, show_summary
@@ -280,6 +285,7 @@ class Benchmark:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
         self.profile = load_profile(options.profile)
+        self.peers_isa = limit_peers(self.profile, folder)
         self.rows: list[Row] = []
         self.peers: list[dict[str, Any]] = []
         self.calls: list[dict[str, Any]] = []
@@ -287,6 +293,8 @@ class Benchmark:
 
     def run(self) -> None:
         """Run it."""
+        if self.peers_isa:
+            print(f"The peers are limited to {self.peers_isa}, the profile's instruction set.")
         for threads in self.options.threads:
             profile = self.profile.with_threads(threads)
             limits = Limits(profile)
@@ -371,6 +379,7 @@ def _as_json(benchmark: Benchmark) -> dict[str, Any]:
         "cores": machine.cores,
         "profile": benchmark.profile.name,
         "isa": benchmark.profile.isa,
+        "peers_limited_to": benchmark.peers_isa,
         "runtimes": {name: get_runtime(name).version() for name in ("tvm", *PEERS)},
         "rounds": benchmark.options.rounds,
         "means": [asdict(mean) for mean in means(benchmark.rows)],

@@ -40,12 +40,14 @@ class Form:
             `pair1`, `pair2`, `pair4` (x86 `pmaddubsw`, that many
             products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
             that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
-            weights of full 8 bits), `dot` (`vpdpbusd`: exact at any width), `plain` (s32 products,
-            any CPU); `neon_...` as in `neon.py`.
+            weights of full 8 bits), `words` (x86, the same on data that were widened before,
+            which takes half the registers), `dot` (`vpdpbusd`: exact at any width), `plain`
+            (s32 products, any CPU); `neon_...` as in `neon.py`.
         group: Input numbers per step.
         unroll: The number of steps per segment is a multiple of this.
         weights: dtype of the packed weights.
         is_shifted: Whether the kernel takes `shift` off the data, so that they fit s8.
+        data: dtype of the image that integer forms read.
     """
 
     name: str
@@ -53,10 +55,11 @@ class Form:
     unroll: int
     weights: str
     is_shifted: bool = False
+    data: str = "uint8"
 
     @property
     def is_integer(self) -> bool:
-        """Whether the kernel reads uint8 images."""
+        """Whether sums are integers."""
         return not self.weights.startswith("float")
 
     @property
@@ -75,6 +78,7 @@ FORMS = {
         Form("pair4", group=4, unroll=4, weights="int8"),
         Form("rolled", group=4, unroll=2, weights="int8"),
         Form("wide", group=4, unroll=1, weights="int16"),
+        Form("words", group=2, unroll=1, weights="int16", data="int16"),
         Form("dot", group=4, unroll=1, weights="int8"),
         Form("plain", group=1, unroll=1, weights="int8"),
         Form("neon_f32", group=1, unroll=1, weights="float32"),
@@ -110,8 +114,8 @@ def conv_kernel(
     rows and pixels of the output are those of one phase.
     """
     form = FORMS[knobs.form]
-    data = "uint8" if form.is_integer else "float32"
-    buffers = [("A", data), ("W", form.weights), ("B", "int32" if form.is_integer else data)]
+    data, bias = (form.data, "int32") if form.is_integer else ("float32", "float32")
+    buffers = [("A", data), ("W", form.weights), ("B", bias)]
     buffers += [("S", "float32")] if form.is_integer else []
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
@@ -206,14 +210,15 @@ class Tile:
             return neon.accumulate(self)
         ways = {
             **{"f32": self._f32, "f16": self._f32, "rolled": self._rolled, "wide": self._wide},
-            **{"dot": self._dot, "plain": self._plain},
+            **{"words": self._words, "dot": self._dot, "plain": self._plain},
         }
         return ways.get(self.form.name, self._pair)()
 
     def _data(self, step: str) -> str:
-        """Four bytes of the input as a scalar int32."""
-        at = f"ab + i * ars + j * acs + ({step}) * 4"
-        return f"T.reinterpret('int32', A[T.ramp({at}, 1, 4)])"
+        """A step of the input, four bytes, as a scalar int32."""
+        group = self.form.group
+        at = f"ab + i * ars + j * acs + ({step}) * {group}"
+        return f"T.reinterpret('int32', A[T.ramp({at}, 1, {group})])"
 
     def _weights(self, step: str, lanes: int) -> str:
         size = self.knobs.ocb * self.form.group
@@ -258,6 +263,12 @@ class Tile:
     def _wide(self) -> list[str]:
         data = f"T.Cast('int16x16', T.reinterpret('uint8x16', T.broadcast({self._data('c')}, 4)))"
         product = self._madd_words(data, self._weights("c", 16))
+        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+
+    def _words(self) -> list[str]:
+        lanes = self.lanes
+        data = f"T.reinterpret('int16x{2 * lanes}', T.broadcast({self._data('c')}, {lanes}))"
+        product = self._madd_words(data, self._weights("c", 2 * lanes))
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
 
     def _dot(self) -> list[str]:

@@ -138,6 +138,14 @@ def _single(buffer: str, dtype: str, at: str, operand: int) -> str:
     return f"T.Cast('float32', T.Cast('int32', {buffer}[{at}]) - z{operand}) * f{operand}"
 
 
+def widen_kernel(threads: int) -> Kernel:
+    """Return the kernel that copies the bytes of an image into words; a few behind it may miss."""
+    at = "T.ramp(i * 16, 1, 16)"
+    loop = f"for i in {parallel('size // 16', threads)}:"
+    body = nest([loop], [f"D[{at}] = T.Cast('int16x16', A[{at}])"])
+    return Kernel("widen", (("A", "uint8"), ("D", "int16")), ("size",), (), tuple(body))
+
+
 def from_nchw_kernel(output: str, threads: int, dense: int = 0) -> Kernel:
     """Return the kernel that turns a float NCHW tensor `A` into an image `D`.
 

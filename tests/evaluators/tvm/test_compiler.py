@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 from paredown.evaluators.measurement import EvaluationError
 from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.tvm.compiler import compile_onnx
+from paredown.evaluators.tvm.emitter import Emitter
+from paredown.evaluators.tvm.kernels.script import Kernel
 from paredown.hw_profiles import load_profile
 
 SCALE = 0.03
@@ -59,6 +62,25 @@ def compare(model: Model, run_tvm: Any, run_reference: Any, step: float, share: 
 @pytest.mark.parametrize("bits", [1, 2, 4, 5, 7, 8, 32])
 def test_residual_network(builder: Any, bits: int, run_tvm: Any, run_reference: Any) -> None:
     compare(residual_network(builder, bits), run_tvm, run_reference, 5e-3, 0.2)
+
+
+@pytest.mark.slow
+def test_layers_of_one_input_share_its_widened_copy(
+    builder: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds: list[str] = []
+    call = Emitter.call
+
+    def noted(self: Emitter, kernel: Kernel, *rest: Any) -> Any:
+        kinds.append(kernel.kind)
+        return call(self, kernel, *rest)
+
+    monkeypatch.setattr(Emitter, "call", noted)
+    # The first setting of a layer is taken where kernels cannot be timed: that of form `words`.
+    profile = replace(load_profile("x86-64-v3"), connection="compile-only")
+    compile_onnx(residual_network(builder, 8)[0], profile, tmp_path / "model.so")
+    assert sum("_words_" in kind for kind in kinds) == 5
+    assert kinds.count("widen") == 4  # the strided layers read the same
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_every_setting_is_legal(
         ("neon_dotprod", 128, {"neon_dot"}),
         ("neon_i8mm", 128, {"neon_mmla"}),
         ("portable", 127, {"plain"}),
-        ("avx2", 127, {"wide"}),  # a pair of products leaves s16
+        ("avx2", 127, {"words", "wide"}),  # a pair of products leaves s16
         ("avx2", 64, {"pair1"}),
         ("avx2", 32, {"pair2"}),
         ("avx2", 16, {"pair2", "pair4"}),

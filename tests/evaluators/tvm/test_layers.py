@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.conv import Knobs
+from paredown.evaluators.tvm.kernels.pointwise import widen_kernel
 from paredown.evaluators.tvm.knobs import options
-from paredown.evaluators.tvm.layers import ConvLayer
+from paredown.evaluators.tvm.layers import ConvLayer, parameter_arrays
 from paredown.evaluators.tvm.packing import ConvGeometry
 from paredown.evaluators.tvm.sink import Sink
 
@@ -153,7 +154,12 @@ def run(kernels: Any, layer: ConvLayer, knobs: Knobs, data: Any, *more: Any) -> 
     if call.weights is not None:
         np.testing.assert_array_equal(kernels.unpack(call.weights), weights)
     constants = [weights, *constants]
-    arguments = [kernels.fill(layer.source, data), *constants, *more, ints, floats]
+    source = kernels.fill(layer.source, data)
+    if call.reads_words:
+        widen = widen_kernel(layer.threads)
+        sizes = parameter_arrays(widen, {"size": source.size})
+        source = kernels.call(widen, [source, *sizes, np.full(source.size, -9, np.int16)])
+    arguments = [source, *constants, *more, ints, floats]
     return kernels.run(call.kernel, arguments, layer.output)
 
 
