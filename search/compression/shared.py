@@ -20,7 +20,8 @@ from .pruning import prune
 from .quantizer import along, weight_scales
 from .surgery import channel_dim
 
-_KEPT_SLICES = 8
+_LEAST_SLICES, _MOST_SLICES = 8, 64  # that are kept, fewer of large networks
+_KEPT_POSITIONS = 1 << 23
 _KNOTS = (0.5, 1.0)  # degrees at which shifts are learned
 
 
@@ -140,7 +141,11 @@ class SharedNetwork(nn.Module):
         self.growth = nn.ParameterDict(
             {key: nn.Parameter(torch.zeros_like(scale)) for key, scale in scales.items()}
         )
+        # To find a slice takes as long as a tenth of a step; prunings alike everywhere recur.
         self._slices: OrderedDict[tuple[tuple[str, float], ...], _Slice] = OrderedDict()
+        n_parameters = max(1, sum(p.numel() for p in self.network.parameters()))
+        n_fitting = _KEPT_POSITIONS // n_parameters
+        self._n_kept = min(max(n_fitting, _LEAST_SLICES), _MOST_SLICES)
 
     def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
         """Run a candidate on a batch, normalised with the statistics of the batch.
@@ -241,7 +246,7 @@ class SharedNetwork(nn.Module):
         key = candidate.pruning
         if key not in self._slices:
             self._slices[key] = self._find_slice(candidate)
-            if len(self._slices) > _KEPT_SLICES:
+            if len(self._slices) > self._n_kept:
                 self._slices.popitem(last=False)
         self._slices.move_to_end(key)
         return self._slices[key]
