@@ -253,8 +253,8 @@ def own_rows(bench: Bench, n: int, epochs: int) -> dict[str, Any]:
     difference = 100 * float(np.mean(np.subtract(own_values, shared_values)))
     say(
         f"{n} random candidates, own training of {epochs} epochs: Kendall's tau {tau:.3f} "
-        f"(aim {MIN_TAU}{missed(tau < MIN_TAU - 1e-9)}); own minus shared {difference:+.2f} points "
-        f"on average (aim {MAX_DIFFERENCE}{missed(abs(difference) > MAX_DIFFERENCE)})"
+        f"(aim {MIN_TAU}{missed(tau < MIN_TAU - 1e-9)}); own minus shared {difference:+.2f} "
+        f"points on average (aim {MAX_DIFFERENCE}{missed(abs(difference) > MAX_DIFFERENCE)})"
     )
     return {"rows": rows, "tau": tau, "mean_difference_points": difference}
 
