@@ -1,4 +1,4 @@
-"""Training of the shared network: the smallest candidate and random ones in each step."""
+"""Training of the shared network: the smallest candidate and random ones."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class SharedSettings:
     """How the shared network is trained.
 
     Attributes:
-        epochs: Passes over the data; None takes 3, and more of few data.
-        lr: Largest learning rate of shifts and step sizes.
+        epochs: Passes over the data; None takes 5, and more of few data.
+        lr: Largest learning rate of the shifts that pruning asks for; those of rounding and step
+            sizes take a quarter.
         batch_size: Samples of one step.
-        n_random: Random candidates of each step, beside the smallest one.
+        n_random: Random candidates of each step, beside the smallest one or another pruned one.
     """
 
     epochs: int | None = None
@@ -52,8 +53,13 @@ class SharedSettings:
             )
 
 
-_EPOCHS = 3
+_EPOCHS = 5
 _LEAST_STEPS = 400
+# Weights of pruned candidates have far to go; those of unpruned ones are soon worse than before.
+_ROUNDING_SHARE = 0.25
+_FEWER_BITS = 0.4  # how often a width is drawn, to the next narrower one
+_PARTS = 2
+_LEAST_PART = 8  # samples
 
 
 class SandwichTraining:
@@ -93,15 +99,21 @@ class SandwichTraining:
         self._seed = seed
         self._augment = augment
         self._batch_size = min(self._settings.batch_size, len(inputs))
+        # Each candidate sees a part of the batch: more steps of the same cost.
+        self._n_parts = _PARTS if self._batch_size >= _LEAST_PART * _PARTS else 1
         self._steps_per_epoch = len(inputs) // self._batch_size
         epochs = self._settings.epochs
         if epochs is None:
             epochs = max(_EPOCHS, math.ceil(_LEAST_STEPS / self._steps_per_epoch))
         self.n_steps = epochs * self._steps_per_epoch
         self.n_done = 0
-        self._optimizer = torch.optim.AdamW(
-            shared.parameters_to_train(), lr=self._settings.lr, weight_decay=0.0
-        )
+        # Each group says what its part of the learning rate is.
+        groups = [
+            {"params": list(shared.pruning_shifts.parameters()), "share": 1.0},
+            {"params": list(shared.rounding_shifts.parameters()), "share": _ROUNDING_SHARE},
+            {"params": list(shared.growth.parameters()), "share": _ROUNDING_SHARE},
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, weight_decay=0.0)
 
     def run(self, checkpoint: Path | None = None, report: Report | None = None) -> None:
         """Train to the end, beginning where the checkpoint of an earlier run stands.
@@ -133,18 +145,23 @@ class SandwichTraining:
 
     def _step(self) -> float:
         for group in self._optimizer.param_groups:
-            group["lr"] = self._settings.lr * learning_rate(self.n_done, self.n_steps)
+            share = group["share"] * learning_rate(self.n_done, self.n_steps)
+            group["lr"] = self._settings.lr * share
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed + self.n_done)
             inputs = self._batch()
             with torch.no_grad():
                 targets = self._teacher(inputs)
-            total = 0.0
             self._optimizer.zero_grad()
+            total = 0.0
             rng = np.random.default_rng([self._seed, self.n_done])
             candidates = list(sandwich(self.shared.space, rng, self._settings.n_random))
-            for candidate in candidates:
-                loss = distillation_loss(self.shared(inputs, candidate), targets)
+            parts = list(
+                zip(inputs.chunk(self._n_parts), targets.chunk(self._n_parts), strict=True)
+            )
+            for number, candidate in enumerate(candidates):
+                part, wanted = parts[number % len(parts)]
+                loss = distillation_loss(self.shared(part, candidate), wanted)
                 (loss / len(candidates)).backward()
                 total += loss.item()
         check_loss(total, 1 + self.n_done // self._steps_per_epoch, self._settings.lr)
@@ -178,18 +195,29 @@ class SandwichTraining:
 def sandwich(space: SearchSpace, rng: np.random.Generator, n_random: int) -> Iterator[Candidate]:
     """Yield the candidates of one step.
 
-    The largest is not among them: it has the weights of the trained model by construction. Widths
-    and ratios of a random candidate are drawn apart for each layer and group, or, in every second
-    one, alike for all: drawn apart, all layers would hardly ever have few bits together.
+    The largest is not among them: it has the weights of the trained model by construction. The
+    smallest leads in every fourth step; in each, its loss would outweigh those of all others. Of
+    three random ones one has widths and ratios drawn apart for each layer and group. Drawn apart,
+    all layers would hardly ever have few bits together, so the others have the same width and
+    ratio in all: one few bits, since with many there is little to learn, and in every third step
+    all channels; the other any width, and a ratio.
     """
-    yield space.uniform(0, 0, 1.0)
     widths = sorted({bits for layer in space.layers for bits in layer.weight_bits})
+    few = _FEWER_BITS ** np.arange(len(widths))
+    largest = max((g.ratio(g.kept_options[0]) for g in space.groups), default=0.0)
+
+    def pruned() -> Candidate:
+        return space.uniform(int(rng.choice(widths)), pruning_ratio=rng.uniform() * largest)
+
+    yield space.uniform(0, 0, 1.0) if rng.integers(4) == 0 else pruned()
     for number in range(n_random):
-        if number % 2:
+        if number % 3 == 0:
+            ratio = rng.uniform() * largest if rng.integers(3) else 0.0
+            yield space.uniform(int(rng.choice(widths, p=few / few.sum())), pruning_ratio=ratio)
+        elif number % 3 == 1:
             yield space.random(rng)
         else:
-            bits = widths[int(rng.integers(len(widths)))]
-            yield space.uniform(bits, pruning_ratio=rng.uniform() * rng.integers(2))
+            yield pruned()
 
 
 class _Progress:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -19,7 +20,21 @@ from .pruning import prune
 from .quantizer import along, weight_scales
 from .surgery import channel_dim
 
-_KEPT_SLICES = 8
+_LEAST_SLICES, _MOST_SLICES = 8, 64  # that are kept, fewer of large networks
+_KEPT_POSITIONS = 1 << 23
+_KNOTS = (0.5, 1.0)  # degrees at which shifts are learned
+
+
+@dataclass(frozen=True)
+class _Degrees:
+    """How far a candidate is compressed in one way: as a whole, and each of some modules."""
+
+    mean: float
+    by_module: Mapping[str, float]
+
+    def of(self, module: str) -> float:
+        """Return the degree that counts for a module."""
+        return (self.mean + self.by_module.get(module, self.mean)) / 2
 
 
 @dataclass(frozen=True)
@@ -81,8 +96,9 @@ class SharedNetwork(nn.Module):
 
     The whole network in float keeps the weights `w` of the trained model. A candidate that is
     pruned to the degree `p` and rounded to the degree `r`, each from 0 to 1, is a slice of
-    `w + p * v + r * u`, and the shifts `v` and `u` are what is trained: so what suits small
-    candidates costs large ones nothing.
+    `w + v(p) + u(r)`. These shifts are what is trained: they are zero at 0 and straight lines
+    between their values at the knots, so what suits small candidates costs large ones nothing.
+    The degrees of a layer lie half way between its own and those of the whole candidate.
 
     Weights are rounded with scales per output channel: these commute with the batch normalisation
     that follows, so folding that into the layer leaves the integers as they are.
@@ -104,9 +120,10 @@ class SharedNetwork(nn.Module):
         super().__init__()
         self.space = space
         self.network = copy.deepcopy(model).requires_grad_(False)
-        # What a candidate's weights are moved by, in proportion to how far it is compressed.
+        # What a candidate's weights are moved by where its degree is at one of the knots.
         self.pruning_shifts = self._zeros()
         self.rounding_shifts = self._zeros()
+        self._groups_of = _groups_by_module(space)
         self._widths = {
             layer.name: tuple(bits for bits in layer.weight_bits if bits not in FLOAT_WIDTHS)
             for layer in space.layers
@@ -124,12 +141,11 @@ class SharedNetwork(nn.Module):
         self.growth = nn.ParameterDict(
             {key: nn.Parameter(torch.zeros_like(scale)) for key, scale in scales.items()}
         )
+        # To find a slice takes as long as a tenth of a step; prunings alike everywhere recur.
         self._slices: OrderedDict[tuple[tuple[str, float], ...], _Slice] = OrderedDict()
-
-    def parameters_to_train(self) -> list[nn.Parameter]:
-        """Return the shifts and the step sizes."""
-        learned = (self.pruning_shifts, self.rounding_shifts, self.growth)
-        return [parameter for part in learned for parameter in part.parameters()]
+        n_parameters = max(1, sum(p.numel() for p in self.network.parameters()))
+        n_fitting = _KEPT_POSITIONS // n_parameters
+        self._n_kept = min(max(n_fitting, _LEAST_SLICES), _MOST_SLICES)
 
     def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
         """Run a candidate on a batch, normalised with the statistics of the batch.
@@ -173,39 +189,47 @@ class SharedNetwork(nn.Module):
         return SlicedModel(module, scales)
 
     def _weights(self, candidate: Candidate) -> dict[str, Tensor]:
-        """Return the parameters of the whole network at a candidate's place on the plane."""
-        pruning, rounding = self._place(candidate)
+        """Return the parameters of the whole network at a candidate's place."""
+        pruning, rounding = self._degrees(candidate)
         moved = {}
         for name, parameter in self.network.named_parameters():
-            key = name.replace(".", "__")
-            shift = pruning * self.pruning_shifts[key] + rounding * self.rounding_shifts[key]
-            moved[name] = parameter + shift
+            key, module = name.replace(".", "__"), name.rpartition(".")[0]
+            moved[name] = (
+                parameter
+                + _between_knots(self.pruning_shifts[key], pruning.of(module))
+                + _between_knots(self.rounding_shifts[key], rounding.of(module))
+            )
         return moved
 
     def _zeros(self) -> nn.ParameterDict:
         return nn.ParameterDict(
             {
-                name.replace(".", "__"): nn.Parameter(torch.zeros_like(parameter))
+                name.replace(".", "__"): nn.Parameter(
+                    torch.zeros(len(_KNOTS), *parameter.shape, dtype=parameter.dtype)
+                )
                 for name, parameter in self.network.named_parameters()
             }
         )
 
-    def _place(self, candidate: Candidate) -> tuple[float, float]:
-        """Return how far a candidate is pruned and rounded, each from 0 to 1.
+    def _degrees(self, candidate: Candidate) -> tuple[_Degrees, _Degrees]:
+        """Return how far modules are pruned and rounded, each from 0 to 1.
 
-        That is the mean over the groups of the share of channels removed, as a part of the
-        largest one, and the mean over the layers of the size of their rounding errors, as a part
-        of that of 2 bits.
+        That is the share of channels removed from a group, as a part of the largest one, and the
+        size of a layer's rounding errors, as a part of that of 2 bits.
         """
-        shares = [
-            ratio / group.ratio(group.kept_options[0])
+        shares = {
+            group.name: ratio / group.ratio(group.kept_options[0])
             for group, (_, ratio) in zip(self.space.groups, candidate.pruning, strict=True)
-        ]
-        errors = [
-            0.0 if choice.is_float else 2.0 ** (2 - choice.weight_bits)
-            for _, choice in candidate.layers
-        ]
-        return sum(shares) / max(1, len(shares)), sum(errors) / len(errors)
+        }
+        by_module = {
+            module: sum(shares[name] for name in names) / len(names)
+            for module, names in self._groups_of.items()
+        }
+        errors = {
+            name: 0.0 if choice.is_float else min(1.0, 2.0 ** (2 - choice.weight_bits))
+            for name, choice in candidate.layers
+        }
+        return _Degrees(_mean(shares), by_module), _Degrees(_mean(errors), errors)
 
     def _scale(self, name: str, bits: int) -> Tensor:
         key = _key(name, bits)
@@ -222,7 +246,7 @@ class SharedNetwork(nn.Module):
         key = candidate.pruning
         if key not in self._slices:
             self._slices[key] = self._find_slice(candidate)
-            if len(self._slices) > _KEPT_SLICES:
+            if len(self._slices) > self._n_kept:
                 self._slices.popitem(last=False)
         self._slices.move_to_end(key)
         return self._slices[key]
@@ -254,6 +278,37 @@ class SharedNetwork(nn.Module):
             parameter.data = torch.empty(0)  # each run brings its own
         positions = {n: p for n, p in found.items() if p.shape != whole[n].shape}
         return _Slice(skeleton, positions, channels)
+
+
+def _groups_by_module(space: SearchSpace) -> dict[str, list[str]]:
+    """Return the names of the groups whose channels a module has, by the module's name."""
+    found: dict[str, list[str]] = {}
+    for group, plan in zip(space.groups, space.channel_groups, strict=True):
+        for module in {name for name, _ in plan.units[0]}:
+            found.setdefault(module, []).append(group.name)
+    return found
+
+
+def _between_knots(shift: Tensor, degree: float) -> Tensor:
+    """Return a shift at a degree, given its values at the knots."""
+    weights = shift.new_tensor(hat_weights(degree, _KNOTS))
+    moved: Tensor = torch.tensordot(weights, shift, dims=1)
+    return moved
+
+
+def hat_weights(degree: float, knots: Sequence[float]) -> list[float]:
+    """Return the shares of the knots in a function that is straight between them and 0 at 0.
+
+    Args:
+        degree: From 0 to the last knot.
+        knots: Ascending, above 0.
+    """
+    points = np.array([0.0, *knots])
+    return [float(np.interp(degree, points, row)) for row in np.eye(len(points))[1:]]
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / max(1, len(values))
 
 
 def _key(name: str, bits: int) -> str:

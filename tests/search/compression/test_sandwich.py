@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
+from paredown.search.candidate import Candidate
 from paredown.search.compression.pruning import reestimate_batch_norm
 from paredown.search.compression.sandwich import SandwichTraining, SharedSettings, sandwich
 from paredown.search.compression.shared import SharedNetwork
@@ -41,15 +42,45 @@ def training(task: Task, space: SearchSpace, settings: SharedSettings) -> Sandwi
     return SandwichTraining(shared, teacher, task.train.inputs, settings)
 
 
-def test_a_step_has_the_smallest_and_random_candidates(space: SearchSpace) -> None:
-    smallest, *others = sandwich(space, np.random.default_rng(0), 6)
-    assert smallest == space.uniform(0, 0, 1.0)
-    assert len(others) == 6
-    for candidate in others:
+def test_a_step_has_candidates_that_are_alike_in_all_layers_and_one_that_is_not(
+    space: SearchSpace,
+) -> None:
+    candidates = list(sandwich(space, np.random.default_rng(0), 6))
+    assert len(candidates) == 7
+    for candidate in candidates:
         space.check(candidate)
-    n_widths = [len({choice.weight_bits for _, choice in c.layers}) for c in others]
-    assert n_widths[::2] == [1, 1, 1]
-    assert max(n_widths[1::2]) > 1
+    n_widths = [len({choice.weight_bits for _, choice in c.layers}) for c in candidates]
+    assert n_widths[:2] == n_widths[3:5] == [1, 1]
+    assert max(n_widths[2::3]) > 1
+
+
+def test_the_smallest_leads_in_every_fourth_step(space: SearchSpace) -> None:
+    smallest = space.uniform(0, 0, 1.0)
+    first = [next(sandwich(space, np.random.default_rng(seed), 3)) for seed in range(200)]
+    assert 30 < first.count(smallest) < 90
+
+
+def test_few_bits_are_trained_most(space: SearchSpace) -> None:
+    drawn: dict[int, int] = {}
+    for seed in range(200):
+        _, candidate = sandwich(space, np.random.default_rng(seed), 1)
+        (bits,) = {choice.weight_bits for _, choice in candidate.layers}
+        drawn[bits] = drawn.get(bits, 0) + 1
+    widths = sorted(drawn)
+    assert widths[:3] == sorted({bits for layer in space.layers for bits in layer.weight_bits})[:3]
+    assert drawn[widths[0]] > 1.5 * drawn[widths[1]] > 2 * drawn[widths[2]]
+
+
+def test_candidates_see_parts_of_the_batch(task: Task, space: SearchSpace) -> None:
+    seen: list[tuple[int, ...]] = []
+    run = training(task, space, SharedSettings(epochs=1, batch_size=128))
+
+    def look(_module: nn.Module, inputs: tuple[Tensor, Candidate]) -> None:
+        seen.append(tuple(inputs[0].shape))
+
+    run.shared.register_forward_pre_hook(look)
+    run.run()
+    assert [shape[0] for shape in seen] == [64, 64, 64, 64]
 
 
 def test_training_brings_candidates_nearer_to_the_model(task: Task, space: SearchSpace) -> None:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
-from paredown.search.candidate import Candidate
+from paredown.search.candidate import Candidate, LayerChoice
 from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.compression.pruning import prune, reestimate_batch_norm
 from paredown.search.compression.quantizer import along, largest_integer, weight_scales
-from paredown.search.compression.shared import SharedNetwork
+from paredown.search.compression.shared import SharedNetwork, hat_weights
 from paredown.search.compression.surgery import channel_dim
 from paredown.search.layers import LAYER_TYPES
 from paredown.search.space import SearchSpace
@@ -30,6 +30,10 @@ def make(
     space = SearchSpace.from_model(model, example, profile)
     torch.manual_seed(0)
     return SharedNetwork(model, space), model, space, torch.randn(32, *example.shape[1:])
+
+
+def learned(shared: SharedNetwork) -> list[nn.Parameter]:
+    return [parameter for parameter in shared.parameters() if parameter.requires_grad]
 
 
 def normalised_by_batch(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ def test_the_less_compressed_the_nearer_to_the_trained_weights(
 ) -> None:
     shared, model, space, _ = make(build, profile, "residual")
     with torch.no_grad():
-        for shift in shared.parameters_to_train():
+        for shift in learned(shared):
             shift.fill_(0.01)
 
     def distance(candidate: Candidate) -> float:
@@ -94,6 +98,28 @@ def test_the_less_compressed_the_nearer_to_the_trained_weights(
     assert whole[-1] == pytest.approx(0.01, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("degree", "weights"),
+    [(0.0, [0.0, 0.0]), (0.25, [0.5, 0.0]), (0.5, [1.0, 0.0]), (0.75, [0.5, 0.5]), (1.0, [0, 1])],
+)
+def test_shifts_are_straight_between_knots(degree: float, weights: list[float]) -> None:
+    assert hat_weights(degree, (0.5, 1.0)) == pytest.approx(weights)
+
+
+def test_a_layer_s_own_width_counts_half(build: Build, profile: HardwareProfile) -> None:
+    shared, model, space, _ = make(build, profile, "residual")
+    with torch.no_grad():
+        for shift in shared.rounding_shifts.parameters():
+            shift[0], shift[1] = 0.5, 1.0  # one straight line
+    name, *others = [layer.name for layer in space.layers]
+    layers = dict(space.uniform(2).layers) | {name: LayerChoice.of(32, 32)}
+    part = shared.cut(dataclasses.replace(space.baseline(), layers=tuple(layers.items()))).module
+    mean = len(others) / len(space.layers)
+    for parameter, expected in ((f"{name}.weight", mean / 2), ("stem.1.weight", mean)):
+        moved = part.get_parameter(parameter) - model.get_parameter(parameter)
+        torch.testing.assert_close(moved, torch.full_like(moved, expected))
+
+
 def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfile) -> None:
     shared, _, space, inputs = make(build, profile, "residual")
     candidate = space.uniform(4, pruning_ratio=0.5)
@@ -102,10 +128,10 @@ def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfil
     for kind in ("pruning", "rounding"):
         shift = shared.get_parameter(f"{kind}_shifts.stem__0__weight")
         assert shift.grad is not None
-        used = shift.grad.flatten(1).abs().sum(1) > 0
+        used = shift.grad.abs().sum(dim=(0, 2, 3, 4)) > 0
         assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
-    learned = {name for name, p in shared.growth.items() if p.grad is not None}
-    assert learned == {f"{layer.name.replace('.', '__')}__4" for layer in space.layers}
+    scales = {name for name, p in shared.growth.items() if p.grad is not None}
+    assert scales == {f"{layer.name.replace('.', '__')}__4" for layer in space.layers}
 
 
 @pytest.mark.slow
@@ -115,7 +141,7 @@ def test_file_of_a_candidate_computes_what_was_cut(
 ) -> None:
     shared, model, space, inputs = make(build, profile, name)
     with torch.no_grad():  # as after training: other weights, and scales that no search finds
-        for shift in shared.parameters_to_train():
+        for shift in learned(shared):
             shift.normal_(std=0.02)
         for growth in shared.growth.values():
             growth.uniform_(-0.2, 0.2)
@@ -137,7 +163,7 @@ def test_file_of_a_candidate_computes_what_was_cut(
 def test_the_baseline_stays_the_task_s_model(build: Build, profile: HardwareProfile) -> None:
     shared, model, space, inputs = make(build, profile, "mlp")
     with torch.no_grad():
-        for shift in shared.parameters_to_train():
+        for shift in learned(shared):
             shift.fill_(1.0)
     data = Data(inputs, predict(model, inputs).argmax(1))
     task = Task("test", model, inputs[:1], inputs, data, train=data)
@@ -153,7 +179,7 @@ def test_the_weights_that_come_nearer_are_taken(
     shared, model, space, inputs = make(build, profile, "residual")
     if is_spoiled:
         with torch.no_grad():
-            for parameter in shared.parameters_to_train():
+            for parameter in learned(shared):
                 parameter.normal_()
     wanted = predict(model, inputs)
     task = Task("test", model, inputs[:1], inputs, Data(inputs, wanted.argmax(1)))
