@@ -14,7 +14,7 @@ from .calibration import Calibration, calibrate
 from .correction import correctable_layers
 from .quantization import LayerValues, activation_names, output_axis
 from .quantizer import weight_scales
-from .rounding import input_grams, round_by_outputs
+from .rounding import LayerInputs, input_grams, round_by_outputs
 from .sparsity import Sparsity, input_importance, sparsify
 
 _BATCH_VALUES = 1 << 22  # input values of one calibration batch
@@ -61,9 +61,10 @@ class FloatModel:
         return calibrate(self.module, self.inputs, names, outputs, len(self.batch))
 
     @cached_property
-    def grams(self) -> dict[str, Tensor]:
-        """Gram matrices of layers' inputs, by the names of their nodes."""
-        return input_grams(self.model.graph, self.module, self.batch)
+    def layer_inputs(self) -> dict[str, LayerInputs]:
+        """What rounding needs of layers' inputs, by the names of their nodes."""
+        grams = input_grams(self.model.graph, self.module, self.batch)
+        return {name: LayerInputs.from_gram(gram) for name, gram in grams.items()}
 
     def layer_values(
         self, candidate: Candidate, *, search: bool, by_outputs: bool
@@ -94,11 +95,11 @@ class FloatModel:
                     sparse = self._sparse(node, weight, choice.weight_bits)
                     scale = weight_scales(sparse, choice.weight_bits, axis, search=search)
                     given = None if sparse is weight else sparse
-                    gram = self.grams.get(node.name) if by_outputs else None
-                    if gram is not None:
+                    inputs = self.layer_inputs.get(node.name) if by_outputs else None
+                    if inputs is not None:
                         kept = None if given is None else given != 0
                         given = round_by_outputs(
-                            weight, scale, choice.weight_bits, gram, axis, kept
+                            weight, scale, choice.weight_bits, inputs, axis, kept
                         )
                     self._values[key] = LayerValues(given, scale)
                 values[node.name] = self._values[key]
@@ -107,8 +108,8 @@ class FloatModel:
     def _sparse(self, node: NodeProto, weight: Tensor, bits: int) -> Tensor:
         if self.sparsity is None or bits == 1:
             return weight
-        axis, gram = output_axis(node), self.grams.get(node.name)
-        scores = None if gram is None else input_importance(weight, gram, axis)
+        axis, inputs = output_axis(node), self.layer_inputs.get(node.name)
+        scores = None if inputs is None else input_importance(weight, inputs.norms, axis)
         return sparsify(weight, self.sparsity, axis, scores)
 
 

@@ -95,15 +95,16 @@ def _solve(
     weight: Tensor, columns: Columns, outputs: Tensor, wanted: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the weight and bias whose outputs are nearest to the wanted ones."""
-    inputs = columns.inputs.double()
-    missing = (columns.outputs(wanted) - columns.outputs(outputs)).double()
+    inputs = columns.inputs
+    missing = columns.outputs(wanted) - columns.outputs(outputs)
     mean = inputs.mean(2, keepdim=True)
     error = missing.mean(2, keepdim=True)
     centred = inputs - mean
-    gram = centred @ centred.transpose(1, 2)
+    gram = (centred @ centred.transpose(1, 2)).double()
     damping = (_DAMPING * gram.diagonal(dim1=1, dim2=2).mean()).clamp_min(1e-12)
-    gram += damping * torch.eye(gram.shape[1], dtype=gram.dtype)
-    change = torch.linalg.solve(gram, centred @ (missing - error).transpose(1, 2))
+    gram.diagonal(dim1=1, dim2=2).add_(damping)
+    product = (centred @ (missing - error).transpose(1, 2)).double()
+    change = torch.cholesky_solve(product, torch.linalg.cholesky(gram)).to(weight.dtype)
     change = change.transpose(1, 2)  # (groups, channels of a group, d)
     shift = (error - change @ mean).flatten()
-    return (weight + change.reshape(weight.shape).to(weight.dtype), bias + shift.to(bias.dtype))
+    return weight + change.reshape(weight.shape), bias + shift

@@ -80,12 +80,12 @@ def sparsify(
     return weight * kept.movedim(0, axis)
 
 
-def input_importance(weight: Tensor, gram: Tensor, axis: int) -> Tensor:
+def input_importance(weight: Tensor, norms: Tensor, axis: int) -> Tensor:
     """Return how much of its output each weight makes on samples.
 
     Args:
         weight: The weight.
-        gram: Gram matrix of what an output channel's weights meet, shape `(groups, d, d)`.
+        norms: Root mean square of what an output channel's weights meet, shape `(groups, d)`.
         axis: Where the output channels are.
 
     References:
@@ -93,8 +93,7 @@ def input_importance(weight: Tensor, gram: Tensor, axis: int) -> Tensor:
         ICLR 2024.
     """
     moved = weight.movedim(axis, 0)
-    norms = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt().to(weight.dtype)
-    rows = moved.abs().flatten(1).unflatten(0, (len(gram), -1)) * norms[:, None]
+    rows = moved.abs().flatten(1).unflatten(0, (len(norms), -1)) * norms[:, None]
     result: Tensor = rows.reshape(moved.shape).movedim(0, axis)
     return result
 

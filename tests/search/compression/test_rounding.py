@@ -5,7 +5,7 @@ from torch import Tensor
 
 from paredown.evaluators.onnx_module import OnnxModule
 from paredown.search.compression.quantizer import along, weight_scales
-from paredown.search.compression.rounding import input_grams, round_by_outputs
+from paredown.search.compression.rounding import LayerInputs, input_grams, round_by_outputs
 
 BITS, TOP = 3, 3
 
@@ -29,8 +29,34 @@ def test_outputs_change_less_than_by_rounding_to_nearest(n_inputs: int, share: f
     scale = weight_scales(weight, 3, 0)
     steps = along(scale, 0, 2)
     nearest = (weight / steps).round().clamp(-TOP, TOP) * steps
-    rounded = round_by_outputs(weight, scale, BITS, grams, 0)
+    rounded = round_by_outputs(weight, scale, BITS, LayerInputs.from_gram(grams), 0)
     assert error(weight, rounded, inputs[0]) < share * error(weight, nearest, inputs[0])
+
+
+def gptq(weight: Tensor, scale: Tensor, gram: Tensor, kept: Tensor) -> Tensor:
+    """GPTQ as its paper has it: with the inverse, one input at a time, largest first."""
+    order = gram.diagonal().argsort(descending=True)
+    ordered = gram.double()[order][:, order]
+    ordered += 0.01 * ordered.diagonal().mean() * torch.eye(len(gram))
+    spread = torch.linalg.cholesky(torch.linalg.inv(ordered), upper=True)
+    rows, kept, result = weight.double()[:, order], kept[:, order], torch.zeros_like(weight)
+    for place, source in enumerate(order):
+        rounded = (rows[:, place] / scale).round().clamp(-TOP, TOP) * scale * kept[:, place]
+        error = (rows[:, place] - rounded) / spread[place, place]
+        rows -= error[:, None] * spread[place]  # upper triangular
+        result[:, source] = rounded.float()
+    return result
+
+
+@pytest.mark.parametrize("is_sparse", [False, True])
+@pytest.mark.parametrize("n_inputs", [7, 150])
+def test_it_rounds_as_gptq_does(n_inputs: int, is_sparse: bool) -> None:
+    weight, _, grams = problem(n_inputs)
+    scale = weight_scales(weight, 3, 0)
+    kept = torch.rand(weight.shape, generator=torch.Generator().manual_seed(3)) < 0.6
+    kept |= not is_sparse
+    rounded = round_by_outputs(weight, scale, BITS, LayerInputs.from_gram(grams), 0, kept)
+    torch.testing.assert_close(rounded, gptq(weight, scale, grams[0], kept))
 
 
 @pytest.mark.parametrize(
@@ -39,8 +65,8 @@ def test_outputs_change_less_than_by_rounding_to_nearest(n_inputs: int, share: f
 def test_rounded_weights_lie_on_the_grid(shape: tuple[int, ...], axis: int, groups: int) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     scale = weight_scales(weight, 3, axis)
-    grams = problem(6, groups=groups)[2]
-    rounded = round_by_outputs(weight, scale, BITS, grams, axis)
+    inputs = LayerInputs.from_gram(problem(6, groups=groups)[2])
+    rounded = round_by_outputs(weight, scale, BITS, inputs, axis)
     steps = rounded / along(scale, axis, weight.ndim)
     assert rounded.shape == weight.shape
     torch.testing.assert_close(steps, steps.round(), atol=1e-5, rtol=0.0)
@@ -51,13 +77,14 @@ def test_inputs_that_do_not_hang_together_leave_nearest_steps() -> None:
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     scale = weight_scales(weight, 3, 0)
     steps = along(scale, 0, 2)
-    rounded = round_by_outputs(weight, scale, BITS, torch.eye(6)[None], 0)
+    rounded = round_by_outputs(weight, scale, BITS, LayerInputs.from_gram(torch.eye(6)[None]), 0)
     torch.testing.assert_close(rounded, (weight / steps).round().clamp(-TOP, TOP) * steps)
 
 
 def test_inputs_that_are_all_zero_are_no_fault() -> None:
     weight = torch.randn(4, 6)
-    rounded = round_by_outputs(weight, weight_scales(weight, 3, 0), BITS, torch.zeros(1, 6, 6), 0)
+    inputs = LayerInputs.from_gram(torch.zeros(1, 6, 6))
+    rounded = round_by_outputs(weight, weight_scales(weight, 3, 0), BITS, inputs, 0)
     assert torch.isfinite(rounded).all()
 
 
