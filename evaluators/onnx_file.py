@@ -45,6 +45,36 @@ def fix_batch(path: Path, folder: Path) -> Path:
     return fixed
 
 
+def widen_integers(path: Path, target: Path) -> None:
+    """Copy an ONNX file with quantized weights of fewer than 8 bits in int8 or uint8.
+
+    They mean the same, but runtimes have integer kernels for 8 bits alone: ONNX Runtime and
+    OpenVINO dequantize what is narrower and compute in float32. Weights in blocks, for which both
+    have kernels of 4 bits, stay.
+
+    Raises:
+        EvaluationError: If the file cannot be read, is cut off, or is no valid model.
+    """
+    import numpy as np
+    import onnx
+
+    read_inputs(path)
+    model = onnx.load(path)
+    wide = {onnx.TensorProto.INT4: np.int8, onnx.TensorProto.UINT4: np.uint8}
+    narrow = {t.name: t for t in model.graph.initializer if t.data_type in wide}
+    kept: set[str] = set()
+    for node in model.graph.node:
+        # The zero point has the type of the weights: both become wide, or none.
+        quantized = {name for name in (*node.input[:1], *node.input[2:3]) if name}
+        is_blocked = any(attribute.name == "block_size" for attribute in node.attribute)
+        if node.op_type != "DequantizeLinear" or is_blocked or not quantized <= set(narrow):
+            kept.update(node.input)
+    for name in set(narrow) - kept:
+        values = onnx.numpy_helper.to_array(narrow[name]).astype(wide[narrow[name].data_type])
+        narrow[name].CopyFrom(onnx.numpy_helper.from_array(values, name))
+    onnx.save(model, target)
+
+
 def _load_checked(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError

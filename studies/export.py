@@ -91,9 +91,10 @@ def export_trial(
         shutil.copyfile(Path(record.models_dir) / trial.model_file, partial / MODEL_FILE)
         tell(f"building for '{record.profile.name}' with {runtime.name}")
         library = f"model{runtime.suffix}"
-        if library != MODEL_FILE:  # some runtimes load the ONNX file itself
-            with Worker(record.threads, preload=(runtime.name,)) as worker:
-                worker.build(runtime.name, partial / MODEL_FILE, partial / library, record.profile)
+        if library == MODEL_FILE:
+            library = f"model-{runtime.name}{runtime.suffix}"
+        with Worker(record.threads, preload=(runtime.name,)) as worker:
+            worker.build(runtime.name, partial / MODEL_FILE, partial / library, record.profile)
         _write_texts(partial, record, trial, library)
         bundle = _describe(partial, record, trial, model, library)
         _write_json(partial / BUNDLE_FILE, bundle.to_json())
@@ -272,10 +273,10 @@ def _readme(record: StudyRecord, trial: TrialRecord, library: str) -> str:
     if shrink is not None:
         faster = "" if speedup is None else f" and {speedup:.2f} times faster"
         compared = f" That is {shrink:.2f} times smaller{faster} than the uncompressed model."
-    files = [(MODEL_FILE, "the quantized model as it was measured, in QDQ form")]
-    if library != MODEL_FILE:
-        files.append((library, f"the model compiled for the profile '{record.profile.name}'"))
-    files += [
+    built = f"what {record.settings.runtime} runs, built for the profile '{record.profile.name}'"
+    files = [
+        (MODEL_FILE, "the quantized model as it was measured, in QDQ form"),
+        (library, built),
         (CANDIDATE_FILE, "the pruning ratio of each group and the bits of each layer"),
         (PROFILE_FILE, "the device that it is compiled for"),
         (BUNDLE_FILE, "metrics, versions, CPU features that are needed, checksums"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -140,11 +139,10 @@ def copy_model(runtime: Runtime, model: Path, artifact: Path) -> None:
     Raises:
         EvaluationError: If the runtime is not installed, or the file is no sound model.
     """
-    from ..onnx_file import read_inputs  # here, as that module needs this package
+    from ..onnx_file import widen_integers  # here, as that module needs this package
 
     require_installed(runtime)
-    read_inputs(model)
-    shutil.copyfile(model, artifact)
+    widen_integers(model, artifact)
 
 
 R = TypeVar("R", bound=Runtime)

@@ -101,7 +101,7 @@ class OnnxRuntimeSession:
 
 @register("onnxruntime")
 class OnnxRuntime(PackagedRuntime):
-    """ONNX Runtime with the CPU provider; the artifact is the ONNX file itself."""
+    """ONNX Runtime with the CPU provider; the artifact is the ONNX file with 8-bit integers."""
 
     name = "onnxruntime"
     suffix = ".onnx"

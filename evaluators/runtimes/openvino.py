@@ -71,7 +71,7 @@ class OpenVinoSession:
 
 @register("openvino")
 class OpenVino(PackagedRuntime):
-    """OpenVINO's CPU plug-in; the artifact is the ONNX file itself."""
+    """OpenVINO's CPU plug-in; the artifact is the ONNX file with 8-bit integers."""
 
     name = "openvino"
     suffix = ".onnx"

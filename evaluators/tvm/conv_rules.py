@@ -257,7 +257,8 @@ def _lower_layer(low: Lowering, layer: _Layer, sink: Sink) -> Image | None:
     target = sink.scale if sink.accumulates_in_steps else 1.0
     if sink.own is not None:
         target = sink.own.scale
-    factor = (unit / target).astype(np.float32)
+    # Rounded twice, as ONNX Runtime does it: of sums near a tie both then make the same step.
+    factor = unit.astype(np.float32) / np.float32(target)
     whole, rest = _whole_steps(layer.bias, unit)
     zero_sum = weights.values.astype(np.int64).sum((1, 2, 3)) * source.zero_point
     fraction = None if rest is None else (rest / target).astype(np.float32)
@@ -351,7 +352,9 @@ def _add_in_epilogue(low: Lowering, node: Node, main: str, other: str, sink: Sin
     residual = low.source(other)
     if residual.dtype != "uint8":
         return None
-    return _LAYERS[layer.op](low, layer, replace(sink, residual=residual, own=own))
+    is_first = node.inputs[0] == other
+    sink = replace(sink, residual=residual, is_residual_first=is_first, own=own)
+    return _LAYERS[layer.op](low, layer, sink)
 
 
 def _adds_bias(low: Lowering, node: Node) -> bool:

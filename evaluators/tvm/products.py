@@ -141,8 +141,8 @@ class Product:
         """Scale of each column, and the ones that add up a row, for integer forms."""
         if self.knobs.form == "f32":
             return []
-        unit = self.left.image.scale * self.right.image.scale
-        factor = unit / (self.sink.scale if self.sink.accumulates_in_steps else 1.0)
+        unit = np.float32(self.left.image.scale * self.right.image.scale)
+        factor = unit / np.float32(self.sink.scale if self.sink.accumulates_in_steps else 1.0)
         depth, n = self.right.shape[-2:]
         found: list[NDArray[np.generic]] = [np.full(max(n, 8), factor, np.float32)]
         if self._sizes["shift"]:

@@ -24,6 +24,7 @@ class Sink:
         scale, zero_point: Of the stored numbers (uint8 only).
         low, high: Real bounds of what is stored.
         residual: Image to add first.
+        is_residual_first: Whether it is the first operand of the sum.
         own: When the sum is one of quantized tensors: how the result itself is quantized before it
             is added.
         activation: Applied to the sum, before the bounds.
@@ -36,6 +37,7 @@ class Sink:
     low: float = -math.inf
     high: float = math.inf
     residual: Image | None = None
+    is_residual_first: bool = False
     own: Sink | None = None
     activation: Activation = NONE
 
@@ -65,7 +67,13 @@ class Sink:
     def epilogue(self) -> Epilogue:
         """The kernel's part of the sink."""
         residual = self.residual.dtype if self.residual else ""
-        return Epilogue(self.dtype, residual, activation=self.activation.name)
+        is_first = self.is_residual_first and self._adds_steps
+        return Epilogue(self.dtype, residual, is_first, activation=self.activation.name)
+
+    @property
+    def _adds_steps(self) -> bool:
+        """Whether the residual is added in steps of what is stored."""
+        return self.own is not None and self.accumulates_in_steps
 
     def image(self, n: int, h: int, w: int, c: int) -> Image:
         """Return the image, without a variable, that a result of the given size is stored in."""
@@ -109,4 +117,22 @@ class Sink:
             unit = 1.0 if self.activation.name else self.scale
             values["fc"] = self.own.scale / unit
             values["fr"] = self.residual.scale / unit
+            values["cz"], values["oz"] = self.own.zero_point, self.zero_point
+            values["fz"] = self._zero_of_sum(values["fc"], values["fr"])
         return values
+
+    def _zero_of_sum(self, own_ratio: float, residual_ratio: float) -> float:
+        """Return what all zero points make of a sum in steps, rounded as ONNX Runtime does it."""
+        assert self.own is not None
+        assert self.residual is not None
+        terms = [
+            (np.float32(own_ratio), self.own.zero_point),
+            (np.float32(residual_ratio), self.residual.zero_point),
+        ]
+        (first, first_zero), (second, second_zero) = (
+            terms[::-1] if self.is_residual_first else terms
+        )
+        # A product of a float32 and a byte is exact in float64, so this is a fused multiply-add.
+        behind = float(np.float32(second * np.float32(second_zero)))
+        both = np.float32(float(first) * first_zero + behind)
+        return float(np.float32(self.zero_point) - both)

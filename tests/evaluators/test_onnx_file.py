@@ -1,11 +1,14 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from paredown.evaluators.measurement import EvaluationError
-from paredown.evaluators.onnx_file import fix_batch, read_inputs
+from paredown.evaluators.onnx_file import fix_batch, read_inputs, widen_integers
 from paredown.evaluators.runtimes import TensorSpec
 
 
@@ -64,3 +67,43 @@ def test_invalid_graph_is_refused(tmp_path: Path) -> None:
     onnx.save(helper.make_model(helper.make_graph([node], "g", [], [value])), path)
     with pytest.raises(EvaluationError, match=r"no valid ONNX model: .*nowhere"):
         read_inputs(path)
+
+
+def narrow_model(**attributes: Any) -> onnx.ModelProto:
+    """A MatMul with weights of 4 bits and zero points."""
+    shape = [2, 3] if "block_size" in attributes else [3]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["weight"], **attributes),
+        helper.make_node("MatMul", ["input", "weight"], ["output"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "narrow",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 3])],
+        [
+            helper.make_tensor("w", TensorProto.INT4, [4, 3], [k % 15 - 7 for k in range(12)]),
+            helper.make_tensor("scale", TensorProto.FLOAT, shape, [0.5] * (len(shape) * 3)),
+            helper.make_tensor("zero", TensorProto.INT4, shape, [0] * (len(shape) * 3)),
+        ],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_weights_of_4_bits_become_int8_and_mean_the_same(tmp_path: Path) -> None:
+    path, wide = tmp_path / "narrow.onnx", tmp_path / "wide.onnx"
+    onnx.save(narrow_model(axis=1), path)
+    widen_integers(path, wide)
+    kinds = {t.name: t.data_type for t in onnx.load(wide).graph.initializer}
+    assert kinds == {"w": TensorProto.INT8, "scale": TensorProto.FLOAT, "zero": TensorProto.INT8}
+    onnx.checker.check_model(str(wide), full_check=True)
+    data = {"input": np.array([[1, -2, 3, 0.5]], np.float32)}
+    before, after = (ReferenceEvaluator(str(p)).run(None, data) for p in (path, wide))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_weights_in_blocks_stay(tmp_path: Path) -> None:
+    path, same = tmp_path / "narrow.onnx", tmp_path / "same.onnx"
+    onnx.save(narrow_model(axis=0, block_size=2), path)
+    widen_integers(path, same)
+    assert onnx.load(same) == onnx.load(path)

@@ -37,7 +37,8 @@ def test_a_bundle_holds_what_was_measured(stored_study: NewStudy, tmp_path: Path
 
     assert read_bundle(folder) == bundle
     assert find_changed_files(folder, bundle) == {}
-    names = {"model.onnx", "candidate.json", "profile.toml", "README.md"}
+    library = "model-onnxruntime.onnx"
+    names = {"model.onnx", library, "candidate.json", "profile.toml", "README.md"}
     assert {path.name for path in folder.iterdir()} == {*names, "bundle.json"}
     assert set(bundle.sha256) == names
     assert trial.model_file is not None
@@ -45,7 +46,7 @@ def test_a_bundle_holds_what_was_measured(stored_study: NewStudy, tmp_path: Path
     assert (folder / "model.onnx").read_bytes() == stored.read_bytes()
     assert read_candidate(folder) == trial.candidate
     assert read_profile(folder) == record.profile
-    assert (bundle.library, bundle.runtime, bundle.threads) == ("model.onnx", "onnxruntime", 1)
+    assert (bundle.library, bundle.runtime, bundle.threads) == (library, "onnxruntime", 1)
     assert bundle.metrics.accuracy == trial.accuracy
     assert bundle.metrics.baseline_latency_us == 20.0
     assert bundle.latency == trial.latency

@@ -12,7 +12,10 @@ from .neon import to_u8 as neon_to_u8
 # their zero point and in float, since a float that leaves the int32 range must not be converted
 # before it is clamped.
 INTS = ("zo", "zr", "rns", "rrs", "rcs", "roff")
-FLOATS = ("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", *activation.FLOATS)
+FLOATS = (
+    *("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", "cz", "oz", "fz"),
+    *activation.FLOATS,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,12 @@ class Epilogue:
         residual: dtype of the image that is added, or an empty string. With a `uint8` output of an
             integer kernel the sum is that of two quantized tensors, as the file says: the
             kernel's own result is rounded to its own step first (range `clo`..`chi`), then `fc`
-            and `fr` turn both into output steps. With a `float32` output the reals are added;
-            `fr` is the step of a `uint8` residual, which only integer kernels read.
+            and `fr` turn both into output steps, or reals where an activation follows. With a
+            `float32` output the reals are added; `fr` is the step of a `uint8` residual, which
+            only integer kernels read.
+        is_residual_first: Whether the residual is the first operand of a sum in output steps:
+            ONNX Runtime adds the second one to what all zero points come to (`fz`) before it adds
+            the first one, and near a tie that makes a step of difference.
         has_fraction: Whether an integer kernel adds a float per channel to the scaled sum: what
             is left of a bias that is no whole number of steps.
         activation: Name of the activation before the clamp, if there is one. What comes before it
@@ -36,6 +43,7 @@ class Epilogue:
 
     output: str
     residual: str = ""
+    is_residual_first: bool = False
     has_fraction: bool = False
     activation: str = ""
     is_neon: bool = False
@@ -44,7 +52,8 @@ class Epilogue:
     def tag(self) -> str:
         """Short form for names: `u8` or `f32`, and what is added."""
         stored = {"uint8": "u8", "float32": "f32"}[self.output]
-        stored += "_add" * bool(self.residual) + "_fraction" * self.has_fraction
+        stored += "_add" * bool(self.residual) + "_first" * self.is_residual_first
+        stored += "_fraction" * self.has_fraction
         return stored + f"_{self.activation}" * bool(self.activation)
 
     @property
@@ -65,6 +74,8 @@ class Epilogue:
             real = f"{real} + C[{channel}]"
         if self.residual and self.output == "uint8":
             own = self._clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
+            if not self.activation:
+                return self._steps(to, self._sum_of_steps(own, residual_at, lanes), lanes)
             other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
             other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
             real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
@@ -77,6 +88,16 @@ class Epilogue:
         if self.activation or self.output == "float32":
             return self._real(to, real, lanes)
         return self._steps(to, real, lanes)
+
+    def _sum_of_steps(self, own: str, residual_at: str, lanes: int) -> str:
+        """Return a vector of output steps, rounded and without their zero point."""
+        terms = [
+            f"({own} + T.broadcast(cz, {lanes})) * T.broadcast(fc, {lanes})",
+            f"T.Cast('float32x{lanes}', R[{residual_at}]) * T.broadcast(fr, {lanes})",
+        ]
+        first, second = terms[::-1] if self.is_residual_first else terms
+        total = f"{first} + ({second} + T.broadcast(fz, {lanes}))"
+        return f"T.nearbyint({total}) - T.broadcast(oz, {lanes})"
 
     def real(self, to: str, total: str, residual_at: str, lanes: int = 8) -> list[str]:
         """Return the lines that store a vector of float32 sums, bias included, as `to`."""
