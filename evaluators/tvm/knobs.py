@@ -178,6 +178,7 @@ def _read_best(entry: Any) -> Knobs | None:
 def _workload(layer: ConvLayer, candidates: list[Knobs]) -> str:
     g, out = layer.geometry, layer.output
     kind = "conv" if layer.phases is None else "spread conv"
+    kind += " add" * (layer.sink.residual is not None)  # leaves fewer registers to the tile
     has_runs = layer.is_integer and not layer.is_depthwise
     run = int(layer.runs(8).min()) if has_runs else "f32" * (not layer.is_integer)
     sizes = [g.ic, g.oc, *g.kernel, *g.stride, *g.dilation, g.groups, out.n, out.h, out.w]

@@ -117,7 +117,7 @@ class Sink:
             unit = 1.0 if self.activation.name else self.scale
             values["fc"] = self.own.scale / unit
             values["fr"] = self.residual.scale / unit
-            values["cz"], values["oz"] = self.own.zero_point, self.zero_point
+            values["cz"] = self.own.zero_point
             values["fz"] = self._zero_of_sum(values["fc"], values["fr"])
         return values
 

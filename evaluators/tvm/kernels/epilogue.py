@@ -13,7 +13,7 @@ from .neon import to_u8 as neon_to_u8
 # before it is clamped.
 INTS = ("zo", "zr", "rns", "rrs", "rcs", "roff")
 FLOATS = (
-    *("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", "cz", "oz", "fz"),
+    *("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", "cz", "fz"),
     *activation.FLOATS,
 )
 
@@ -75,7 +75,8 @@ class Epilogue:
         if self.residual and self.output == "uint8":
             own = self._clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
             if not self.activation:
-                return self._steps(to, self._sum_of_steps(own, residual_at, lanes), lanes)
+                total = self._sum_of_steps(own, residual_at, lanes)
+                return self._steps(to, total, lanes, is_shifted=True)
             other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
             other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
             real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
@@ -90,14 +91,13 @@ class Epilogue:
         return self._steps(to, real, lanes)
 
     def _sum_of_steps(self, own: str, residual_at: str, lanes: int) -> str:
-        """Return a vector of output steps, rounded and without their zero point."""
+        """Return a vector of float32 in output steps, their zero point included."""
         terms = [
             f"({own} + T.broadcast(cz, {lanes})) * T.broadcast(fc, {lanes})",
             f"T.Cast('float32x{lanes}', R[{residual_at}]) * T.broadcast(fr, {lanes})",
         ]
         first, second = terms[::-1] if self.is_residual_first else terms
-        total = f"{first} + ({second} + T.broadcast(fz, {lanes}))"
-        return f"T.nearbyint({total}) - T.broadcast(oz, {lanes})"
+        return f"{first} + ({second} + T.broadcast(fz, {lanes}))"
 
     def real(self, to: str, total: str, residual_at: str, lanes: int = 8) -> list[str]:
         """Return the lines that store a vector of float32 sums, bias included, as `to`."""
@@ -112,12 +112,12 @@ class Epilogue:
             return [*lines, *self._steps(to, f"{value} * T.broadcast(inv, {lanes})", lanes)]
         return [*lines, f"{to} = {value}"]
 
-    def _steps(self, to: str, steps: str, lanes: int) -> list[str]:
+    def _steps(self, to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> list[str]:
         """Lines that round a vector of float32 in output steps and store it as uint8."""
         if not self.is_neon:
-            return [f"{to} = {to_u8(steps, lanes)}"]
+            return [f"{to} = {to_u8(steps, lanes, is_shifted=is_shifted)}"]
         named = f"stored: T.let[T.float32x{lanes}] = {steps}"
-        return [named, f"{to} = {neon_to_u8('stored', lanes)}"]
+        return [named, f"{to} = {neon_to_u8('stored', lanes, is_shifted=is_shifted)}"]
 
     def _clamp(self, value: str, low: str, high: str, lanes: int) -> str:
         if not self.is_neon:
@@ -134,9 +134,15 @@ def clamp(value: str, low: str, high: str, lanes: int) -> str:
     return f"T.max(T.min({value}, T.broadcast({high}, {lanes})), T.broadcast({low}, {lanes}))"
 
 
-def to_u8(steps: str, lanes: int) -> str:
-    """Return the expression that turns a vector of float32 in output steps into uint8."""
-    rounded = clamp(f"T.nearbyint({steps})", "qlo", "qhi", lanes)
-    return (
-        f"T.Cast('uint8x{lanes}', T.Cast('int32x{lanes}', {rounded}) + T.broadcast(zo, {lanes}))"
-    )
+def to_u8(steps: str, lanes: int, *, is_shifted: bool = False) -> str:
+    """Return the expression that turns a vector of float32 in output steps into uint8.
+
+    Args:
+        steps: The vector.
+        lanes: Its length.
+        is_shifted: Whether the zero point has been added already.
+    """
+    bounds = [f"{bound} + T.Cast('float32', zo)" * is_shifted or bound for bound in ("qlo", "qhi")]
+    rounded = f"T.Cast('int32x{lanes}', {clamp(f'T.nearbyint({steps})', *bounds, lanes)})"
+    stored = rounded if is_shifted else f"{rounded} + T.broadcast(zo, {lanes})"
+    return f"T.Cast('uint8x{lanes}', {stored})"

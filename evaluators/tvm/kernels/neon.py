@@ -241,7 +241,7 @@ def _pairs_first(tile: Tile, step: str, half: int) -> list[str]:
     return nest(loops, [f"{acc} = {_call('int32x4', name, acc, data, weights)}"])
 
 
-def to_u8(name: str, lanes: int) -> str:
+def to_u8(name: str, lanes: int, *, is_shifted: bool = False) -> str:
     """Return the expression that turns a vector of float32 in output steps into uint8.
 
     `fcvtns` rounds half to even; every step to fewer bits saturates, so nothing wraps before the
@@ -250,15 +250,17 @@ def to_u8(name: str, lanes: int) -> str:
     Args:
         name: Name of the vector.
         lanes: Its length, a multiple of eight.
+        is_shifted: Whether the zero point has been added already.
     """
     fours = [_shuffle([name], range(at, at + 4)) for at in range(0, lanes, 4)]
     words = [_call("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", four) for four in fours]
     halves = [_call("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", word) for word in words]
     eights = []
     for at in range(0, len(halves), 2):
-        steps = _shuffle(halves[at : at + 2], range(8))
-        zero = "T.broadcast(T.Cast('int16', zo), 8)"
-        stored = _call("int16x8", "llvm.aarch64.neon.sqadd.v8i16", steps, zero)
+        stored = _shuffle(halves[at : at + 2], range(8))
+        if not is_shifted:
+            zero = "T.broadcast(T.Cast('int16', zo), 8)"
+            stored = _call("int16x8", "llvm.aarch64.neon.sqadd.v8i16", stored, zero)
         eights.append(_call("uint8x8", "llvm.aarch64.neon.sqxtun.v8i8", stored))
     value = _shuffle(eights, range(lanes)) if len(eights) > 1 else eights[0]
     low, high = (
