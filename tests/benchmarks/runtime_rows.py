@@ -144,12 +144,15 @@ def show_summary(rows: list[Row]) -> None:
 
 def plot(rows: list[Row], file: Path) -> None:
     """Write bars of the ratios, one field per thread count."""
+    from plotly.colors import sample_colorscale  # type: ignore[import-untyped]  # no types
     from plotly.subplots import make_subplots  # type: ignore[import-untyped]  # no types
 
     threads = sorted({row.threads for row in rows})
     titles = [f"threads {n}" for n in threads]
-    figure = make_subplots(rows=len(threads), cols=1, subplot_titles=titles)
-    for label in dict.fromkeys(row.format for row in rows):
+    figure = make_subplots(rows=len(threads), cols=1, subplot_titles=titles, vertical_spacing=0.1)
+    labels = list(dict.fromkeys(row.format for row in rows))
+    colors = sample_colorscale("Viridis", len(labels)) if len(labels) > 1 else ["#440154"]
+    for label, color in zip(labels, colors, strict=True):
         for place, n in enumerate(threads):
             chosen = [r for r in rows if (r.threads, r.format) == (n, label)]
             figure.add_bar(
@@ -157,10 +160,12 @@ def plot(rows: list[Row], file: Path) -> None:
                 y=[r.ratio for r in chosen],
                 name=label,
                 legendgroup=label,
+                marker_color=color,
                 showlegend=place == 0,
                 row=place + 1,
                 col=1,
             )
     figure.add_hline(1.0)
     figure.update_yaxes(title_text="time / best peer's time")
+    figure.update_layout(template="plotly_white", bargap=0.25)
     figure.write_html(file)

@@ -142,7 +142,9 @@ def to_u8(steps: str, lanes: int, *, is_shifted: bool = False) -> str:
         lanes: Its length.
         is_shifted: Whether the zero point has been added already.
     """
-    bounds = [f"{bound} + T.Cast('float32', zo)" * is_shifted or bound for bound in ("qlo", "qhi")]
-    rounded = f"T.Cast('int32x{lanes}', {clamp(f'T.nearbyint({steps})', *bounds, lanes)})"
+    low, high = "qlo", "qhi"
+    if is_shifted:
+        low, high = (f"{bound} + T.Cast('float32', zo)" for bound in (low, high))
+    rounded = f"T.Cast('int32x{lanes}', {clamp(f'T.nearbyint({steps})', low, high, lanes)})"
     stored = rounded if is_shifted else f"{rounded} + T.broadcast(zo, {lanes})"
     return f"T.Cast('uint8x{lanes}', {stored})"
