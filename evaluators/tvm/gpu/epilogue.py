@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..image import Image
 from ..kernels.activation import activate
 from ..sink import Sink
-from .script import add, all4, at4, clamp, let_reals, mul, real, steps_to_u8
+from .script import add, all4, at4, clamp, fma, let_reals, mul, real, steps_to_u8
 
 
 def reals4(buffer: str, image: Image, place: str) -> str:
@@ -60,6 +60,10 @@ def store_sums(
     if sink.own is not None and sink.residual is not None:
         numbers = sink.parameters()
         own = clamp(f"T.nearbyint({value})", numbers["clo"], numbers["chi"])
+        if sink.accumulates_in_steps:
+            low, high = (bound + sink.zero_point for bound in sink.steps)
+            total = _sum_of_steps(sink, own, place)
+            return [f"D[{at4(place)}] = {steps_to_u8(total, low, high, 0)}"]
         steps = f"T.Cast('int32x4', R[{at4(place)}]) - {all4(str(sink.residual.zero_point))}"
         other = mul(f"T.Cast('float32x4', {steps})", all4(real(numbers["fr"])))
         value = add(mul(own, all4(real(numbers["fc"]))), other)
@@ -68,6 +72,15 @@ def store_sums(
     if not sink.accumulates_in_steps:
         return store_reals(sink, value, place)
     return [_store_steps(sink, value, place)]
+
+
+def _sum_of_steps(sink: Sink, own: str, place: str) -> str:
+    """Return four sums in output steps, zero point included, in the order of the CPU's kernels."""
+    numbers = {name: all4(real(value)) for name, value in sink.parameters().items()}
+    residual = f"T.Cast('float32x4', T.Cast('int32x4', R[{at4(place)}]))"
+    terms = [(add(own, numbers["cz"]), numbers["fc"]), (residual, numbers["fr"])]
+    first, second = terms[::-1] if sink.is_residual_first else terms
+    return fma(*first, fma(*second, numbers["fz"]))
 
 
 def _store_steps(sink: Sink, steps: str, place: str) -> str:

@@ -2,8 +2,9 @@
 
 A kernel belongs to one form and size of layer, as all of a network's code is compiled anew anyway.
 Images are those of the CPU's kernels without a border: channels last, four of them to a word.
-Products and sums of floats are rounded one by one (`mul`, `add`): a compiler that joins them as it
-likes would make results differ between GPUs, and from what the file says.
+Products and sums of floats are rounded one by one (`mul`, `add`), or once where the CPU's kernels
+do so (`fma`): a compiler that joins them as it likes would make results differ between GPUs, and
+from what the file says.
 """
 
 from __future__ import annotations
@@ -117,6 +118,11 @@ def mul(left: str, right: str) -> str:
 def add(left: str, right: str) -> str:
     """Return the sum of two vectors of four floats, rounded."""
     return f"T.call_pure_extern('float32x4', '__fadd_rn', {left}, {right})"
+
+
+def fma(left: str, right: str, addend: str) -> str:
+    """Return the product of two vectors of four floats plus a third, rounded once."""
+    return f"T.call_pure_extern('float32x4', '__fmaf_rn', {left}, {right}, {addend})"
 
 
 def clamp(value: str, low: float, high: float) -> str:

@@ -92,10 +92,8 @@ def scales_of_a_sum() -> tuple[float, float, int, int]:
             return float(scale), float(total), zero, total_zero
 
 
-@pytest.mark.parametrize("is_residual_first", [False, True])
-def test_a_sum_adds_the_zero_points_first(
-    builder: Any, run_both: Any, is_residual_first: bool
-) -> None:
+def sums_near_ties(builder: Any, *, is_residual_first: bool) -> tuple[onnx.ModelProto, Floats]:
+    """Return a network that adds all pairs of steps, and the image that holds them."""
     scale, total, zero, total_zero = scales_of_a_sum()
     x = builder.quantized("input", scale, zero)
     swap = np.array([[0, 1], [1, 0]], np.int8).reshape(2, 2, 1, 1)
@@ -106,5 +104,12 @@ def test_a_sum_adds_the_zero_points_first(
     added = builder.quantized(builder.op("Add", *operands), total, total_zero)
     steps = np.stack(np.meshgrid(np.arange(SIZE), np.arange(SIZE)))[None] - zero
     image = (steps * np.float32(scale)).astype(np.float32)
-    ours, theirs = run_both(builder.model(image.shape, added), image)
+    return builder.model(image.shape, added), image
+
+
+@pytest.mark.parametrize("is_residual_first", [False, True])
+def test_a_sum_adds_the_zero_points_first(
+    builder: Any, run_both: Any, is_residual_first: bool
+) -> None:
+    ours, theirs = run_both(*sums_near_ties(builder, is_residual_first=is_residual_first))
     np.testing.assert_array_equal(ours, theirs)

@@ -42,6 +42,7 @@ T max(T a, T b) {
 // Their sums and products are rounded one by one; the compiler must not join them (-ffp-contract).
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 
 inline int __dp4a(int a, int b, int total) {
   for (int i = 0; i < 32; i += 8) total += (int8_t)(a >> i) * (int8_t)(b >> i);

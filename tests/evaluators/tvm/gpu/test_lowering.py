@@ -27,6 +27,7 @@ from tests.evaluators.tvm.gpu.emulation import (
     network_on_cpu,
     own_kernels,
 )
+from tests.evaluators.tvm.test_ties import sums_near_ties
 
 STEP = 0.03
 Network = Callable[[Any], Any]
@@ -107,6 +108,18 @@ def test_a_gpu_makes_the_numbers_of_the_cpu(
     run = network_on_cpu(module, EmulatedKernels(kernels, tmp_path))
     for got, expected in zip(run(data), on_cpu(model, data, tmp_path), strict=True):
         assert np.array_equal(got, expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
+@pytest.mark.slow
+@pytest.mark.parametrize("is_residual_first", [False, True])
+def test_a_gpu_rounds_sums_near_ties_as_the_cpu_does(
+    is_residual_first: bool, builder: Any, tmp_path: Path
+) -> None:
+    model, image = sums_near_ties(builder, is_residual_first=is_residual_first)
+    module = lowered(model, tmp_path)
+    run = network_on_cpu(module, EmulatedKernels(own_kernels(module), tmp_path))
+    np.testing.assert_array_equal(run(image)[0], on_cpu(model, image, tmp_path)[0])
 
 
 @pytest.mark.device
