@@ -20,7 +20,7 @@ def test_a_sound_bundle_is_verified(
     export_trial(record, 1, folder)
     answer = run_cli("verify", folder, "--storage", record.storage)
     assert answer.status == 0, answer.err
-    assert "4 of 4 as exported" in answer.out
+    assert "5 of 5 as exported" in answer.out
     assert "+0.000 points (onnxruntime)" in answer.out
     assert "0 of 120 predictions differ; of the outputs, 0 of 120 differ" in answer.out
     assert "recorded 10.0 ± 0.1 us (0.500 of float), now" in answer.out
@@ -36,7 +36,7 @@ def test_a_tampered_bundle_has_status_1(
     (folder / "candidate.json").write_text("{}")
     answer = run_cli("verify", folder)
     assert answer.status == 1
-    assert "1 of 4 are not as exported" in answer.out
+    assert "1 of 5 are not as exported" in answer.out
     assert "File 'candidate.json' is changed." in answer.err
     answer = run_cli("verify", folder, "--format", "json")
     assert answer.status == 1
