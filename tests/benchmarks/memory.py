@@ -25,7 +25,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from paredown.evaluators.runtimes import get_runtime
-from paredown.hw_profiles import load_profile
+from paredown.hw_profiles import HardwareProfile, load_profile
 
 if TYPE_CHECKING:
     from tests.benchmarks.network_files import make_files
@@ -103,19 +103,14 @@ def write_first(path: Path) -> None:
 def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Measure all networks; print a row for each format."""
     profile = load_profile("local").with_threads(options.threads)
-    tvm = get_runtime("tvm")
-    firsts = {"onnxruntime": folder / "first.onnx", "tvm": folder / "first.so"}
-    write_first(firsts["onnxruntime"])
-    tvm.build(firsts["onnxruntime"], firsts["tvm"], profile)
+    write_first(folder / "first.onnx")
+    firsts = build(folder / "first.onnx", profile)
     rows = []
     print("network       format   file MB     tvm MB peak/kept      ort MB peak/kept     ratios")
     for name in options.networks:
         files = make_files(name, options.formats, profile, folder)
         for label in options.formats:
-            model = files.formats[label]
-            library = model.with_suffix(".so")
-            tvm.build(model, library, profile)
-            artifacts = {"tvm": library, "onnxruntime": model}
+            artifacts = build(files.formats[label], profile)
             found: dict[str, list[dict[str, int]]] = {runtime: [] for runtime in RUNTIMES}
             for _ in range(options.repeats):
                 for runtime, artifact in artifacts.items():
@@ -124,6 +119,16 @@ def run(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             rows.append(make_row(name, label, artifacts, found))
             show(rows[-1])
     return rows
+
+
+def build(model: Path, profile: HardwareProfile) -> dict[str, Path]:
+    """Return what each runtime loads of a file."""
+    artifacts = {}
+    for name in RUNTIMES:
+        runtime = get_runtime(name)
+        artifacts[name] = model.with_name(f"{model.stem}-{name}{runtime.suffix}")
+        runtime.build(model, artifacts[name], profile)
+    return artifacts
 
 
 def make_row(
