@@ -218,10 +218,10 @@ def _print_result(record: StudyRecord, config: StudyConfig) -> None:
     console = results()
     front = record.front()
     console.print(front_table(record))
+    points = f"{len(front)} point{'s' * (len(front) != 1)}"
+    trials = f"{record.n_finished} trial{'s' * (record.n_finished != 1)}"
     console.print(
-        f"\n{len(front)} points on the front of study '{record.name}' after {record.n_finished} "
-        "trials.",
-        highlight=False,
+        f"\n{points} on the front of study '{record.name}' after {trials}.", highlight=False
     )
     for note in front_notes(record):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
