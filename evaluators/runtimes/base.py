@@ -134,7 +134,9 @@ class PackagedRuntime:
 
 
 def copy_model(runtime: Runtime, model: Path, artifact: Path) -> None:
-    """Check an ONNX file and make it the artifact, for a runtime that compiles at each load.
+    """Write the artifact of a runtime that compiles ONNX files at each load.
+
+    It is the file, checked, with quantized weights of fewer than 8 bits in int8 or uint8.
 
     Raises:
         EvaluationError: If the runtime is not installed, or the file is no sound model.
