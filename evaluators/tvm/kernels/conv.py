@@ -175,6 +175,47 @@ class Tile:
         loops = [("i", self.knobs.th), ("j", self.knobs.tw), ("v", vectors or self.vectors)]
         return nest([f"for {name} in T.unroll({extent}):" for name, extent in loops], lines)
 
+    # ---- addresses
+
+    def starts(self, pixel: str, weights: str) -> list[str]:
+        """Lines that note where pixels (of row `i` and column `j`) and weights begin.
+
+        In 64 bits: of places in 32, an innermost loop on x86 makes addresses in every step. Arm
+        extends a place as it loads, and has no registers left for the longer ones.
+        """
+        if self.form.is_neon:
+            return [f"wb0: T.let[T.int32] = {weights}"]
+        start = f"start[i * {self.knobs.tw} + j]"
+        return [
+            f"start = T.alloc_buffer(({self.pixels + 1},), 'int64', scope='local')",
+            *self.each(f"{start} = T.Cast('int64', {pixel})", vectors=1),
+            f"start[{self.pixels}] = T.Cast('int64', {weights})",
+        ]
+
+    def number(self, at: str) -> str:
+        """Number `at` of the pixel at hand."""
+        return f"A[{self._place(at)}]"
+
+    def numbers(self, at: str, lanes: int, i: str = "i", j: str = "j") -> str:
+        """Numbers of a pixel from `at` on."""
+        return f"A[{self._ramp(self._place(at, i, j), lanes)}]"
+
+    def weights(self, at: str, lanes: int) -> str:
+        """Weights from `at` on."""
+        first = f"start[{self.pixels}] + T.Cast('int64', {at})"
+        return f"W[{self._ramp(f'wb0 + {at}' if self.form.is_neon else first, lanes)}]"
+
+    def _place(self, at: str, i: str = "i", j: str = "j") -> str:
+        if self.form.is_neon:
+            return f"ab + {i} * ars + {j} * acs + {at}"
+        return f"start[{i} * {self.knobs.tw} + {j}] + T.Cast('int64', {at})"
+
+    def _ramp(self, first: str, lanes: int) -> str:
+        stride = "1" if self.form.is_neon else "T.int64(1)"
+        return f"T.ramp({first}, {stride}, {lanes})"
+
+    # ---- the tile
+
     def lines(self) -> list[str]:
         """All lines of the tile."""
         dtype = "int32" if self.form.is_integer else "float32"
@@ -192,7 +233,7 @@ class Tile:
         step = self.knobs.ocb * self.form.group
         segment = [
             "ab: T.let[T.int32] = b * ans + hb * ars + wb * acs + G[g] + oo",
-            f"wb0: T.let[T.int32] = (o * segments + g) * steps * {step}",
+            *self.starts("ab + i * ars + j * acs", f"(o * segments + g) * steps * {step}"),
             *self.accumulate(),
         ]
         return [
@@ -217,12 +258,11 @@ class Tile:
     def _data(self, step: str) -> str:
         """A step of the input, four bytes, as a scalar int32."""
         group = self.form.group
-        at = f"ab + i * ars + j * acs + ({step}) * {group}"
-        return f"T.reinterpret('int32', A[T.ramp({at}, 1, {group})])"
+        return f"T.reinterpret('int32', {self.numbers(f'({step}) * {group}', group)})"
 
     def _weights(self, step: str, lanes: int) -> str:
         size = self.knobs.ocb * self.form.group
-        return f"W[T.ramp(wb0 + ({step}) * {size} + v * {lanes}, 1, {lanes})]"
+        return self.weights(f"({step}) * {size} + v * {lanes}", lanes)
 
     def repeated(self, step: str) -> str:
         """Four bytes of the input in every lane."""
@@ -283,13 +323,13 @@ class Tile:
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
 
     def _plain(self) -> list[str]:
-        data = "T.broadcast(T.Cast('int32', A[ab + i * ars + j * acs + c]), 8)"
+        data = f"T.broadcast(T.Cast('int32', {self.number('c')}), 8)"
         product = f"{data} * T.Cast('int32x8', {self._weights('c', 8)})"
         return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
 
     def _f32(self) -> list[str]:
         lanes = self.lanes
-        data = f"T.broadcast(A[ab + i * ars + j * acs + c], {lanes})"
+        data = f"T.broadcast({self.number('c')}, {lanes})"
         name = f"llvm.fmuladd.v{lanes}f32"
         weights = self._weights("c", lanes)
         if self.form.name == "f16":

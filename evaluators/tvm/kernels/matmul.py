@@ -225,10 +225,8 @@ def matmul_kernel(
         "db0: T.let[T.int32] = b // inner * ds0 + b % inner * ds1 + doff",
         "for o in range(blocks):",
         f"ob: T.let[T.int32] = T.max(T.min(o * {knobs.ocb}, n - {knobs.ocb}), 0)",
-        "wb0: T.let[T.int32] = (b * blocks + o) * panel",
         "for t in range(per):",
         f"wb: T.let[T.int32] = T.min((p % chunks * per + t) * {knobs.tw}, m - {knobs.tw})",
-        "ab: T.let[T.int32] = ab0 + wb * acs",
     ]
     tile = _Product(form, knobs, stores, is_shifted=is_shifted, is_narrow=is_narrow)
     return Kernel(
@@ -254,6 +252,7 @@ class _Product(Tile):
         lanes, tw = self.lanes, self.knobs.tw
         dtype, zero = ("int32", "0") if self.form.is_integer else ("float32", "T.float32(0)")
         lines = [
+            *self.starts("ab0 + (wb + j) * acs", "(b * blocks + o) * panel"),
             f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')",
             *self.each(f"{self.acc} = T.broadcast({zero}, {lanes})"),
         ]
@@ -305,7 +304,7 @@ class _Product(Tile):
     def _total(self) -> str:
         """Sum of products, with what is known of the column and of the row."""
         lanes, unit = self.lanes, _UNITS[self.form.name]
-        at = f"wb0 + steps * {self.knobs.ocb * self.form.group} + v * {lanes * unit}"
-        column = f"T.reinterpret('int32x{lanes}', W[T.ramp({at}, 1, {lanes * unit})])"
+        at = f"steps * {self.knobs.ocb * self.form.group} + v * {lanes * unit}"
+        column = f"T.reinterpret('int32x{lanes}', {self.weights(at, lanes * unit)})"
         row = f" + {self._row_sum} * T.broadcast(shift, {lanes})" * self.is_shifted
         return f"({self.sums()} + {column}{row})"

@@ -75,7 +75,7 @@ def sums(tile: Tile, i: str | int, j: str | int) -> str:
 
 def _numbers(tile: Tile, at: str, lanes: int) -> str:
     """Numbers of the pixel at hand, from place `at` of the segment on."""
-    values = f"A[T.ramp(ab + i * ars + j * acs + {at}, 1, {lanes})]"
+    values = tile.numbers(at, lanes)
     if not tile.form.is_shifted:
         return values
     shift = f"T.broadcast(T.Cast('uint8', shift), {lanes})"
@@ -113,7 +113,7 @@ def _lanes_of_data(tile: Tile, product: str, group: int) -> list[str]:
         line = product.format(data=data, step=f"(c * 4 + {s})")
         whole += _weights_first(tile, f"{tile.acc} = {line}")
     last = "(steps // 4 * 4 + c)"
-    data = f"T.broadcast(A[ab + i * ars + j * acs + {last}], 4)"
+    data = f"T.broadcast({tile.number(last)}, 4)"
     if group == 4:
         four = f"T.reinterpret('int32', {_numbers(tile, f'{last} * 4', 4)})"
         data = f"T.reinterpret('{dtype}', T.broadcast({four}, 4))"
@@ -128,14 +128,14 @@ def _lanes_of_data(tile: Tile, product: str, group: int) -> list[str]:
 
 
 def _f32(tile: Tile) -> list[str]:
-    weights = f"W[T.ramp(wb0 + {{step}} * {tile.knobs.ocb} + v * 4, 1, 4)]"
+    weights = tile.weights(f"{{step}} * {tile.knobs.ocb} + v * 4", 4)
     product = _call("float32x4", "llvm.fmuladd.v4f32", "{data}", weights, tile.acc)
     return _lanes_of_data(tile, product, 1)
 
 
 def _dot(tile: Tile) -> list[str]:
     name = {"neon_dot": "sdot", "neon_usdot": "usdot"}[tile.form.name]
-    weights = f"W[T.ramp(wb0 + {{step}} * {4 * tile.knobs.ocb} + v * 16, 1, 16)]"
+    weights = tile.weights(f"{{step}} * {4 * tile.knobs.ocb} + v * 16", 16)
     # Where LLVM finds the instruction that takes its data from a lane.
     sides = (weights, "{data}") if name == "sdot" else ("{data}", weights)
     product = _call("int32x4", f"llvm.aarch64.neon.{name}.v4i32.v16i8", tile.acc, *sides)
@@ -170,7 +170,7 @@ def _load_sixteens(tile: Tile, first: str, depth: int) -> list[str]:
 
 def _sixteen_weights(tile: Tile, step: str) -> str:
     """16 weights of channel `v`; those of the last eight data of a segment stand behind."""
-    return f"W[T.ramp(wb0 + ({step}) * {16 * tile.knobs.ocb} + v * 16, 1, 16)]"
+    return tile.weights(f"({step}) * {16 * tile.knobs.ocb} + v * 16", 16)
 
 
 def _mull(tile: Tile) -> list[str]:
@@ -201,8 +201,7 @@ def _add_sixteens(tile: Tile, first: str, depth: int) -> list[str]:
 
 def _last_eight(tile: Tile) -> list[str]:
     """Lines that add the eight data that are left where a segment holds an odd number of them."""
-    ocb = tile.knobs.ocb
-    weights = f"W[T.ramp(wb0 + (steps // 2) * {16 * ocb} + v * 8, 1, 8)]"
+    weights = tile.weights(f"(steps // 2) * {16 * tile.knobs.ocb} + v * 8", 8)
     data = _numbers(tile, "(steps // 2) * 16", 8)
     product = _call("int16x8", "llvm.aarch64.neon.smull.v8i16", data, weights)
     line = f"{tile.acc} = {tile.acc} + {_widened(product)}"
@@ -211,15 +210,15 @@ def _last_eight(tile: Tile) -> list[str]:
 
 def _mmla(tile: Tile) -> list[str]:
     """Two pixels side by side: their first eight data in one register, the next in another."""
-    places = [(i, j) for i in range(tile.knobs.th) for j in range(tile.knobs.tw)]
+    places = [(str(i), str(j)) for i in range(tile.knobs.th) for j in range(tile.knobs.tw)]
     whole, rest = [], []
     for pair in range(len(places) // 2):
-        at = [f"ab + {i} * ars + {j} * acs" for i, j in places[2 * pair : 2 * pair + 2]]
-        sixteens = [f"A[T.ramp({pixel} + c * 16, 1, 16)]" for pixel in at]
+        both = places[2 * pair : 2 * pair + 2]
+        sixteens = [tile.numbers("c * 16", 16, *pixel) for pixel in both]
         for half in (0, 1):
             index = [16 * pixel + 8 * half + k for pixel in (0, 1) for k in range(8)]
             whole.append(f"q[{2 * pair + half}, T.ramp(0, 1, 16)] = {_shuffle(sixteens, index)}")
-        eights = [f"A[T.ramp({pixel} + (steps // 2) * 16, 1, 8)]" for pixel in at]
+        eights = [tile.numbers("(steps // 2) * 16", 8, *pixel) for pixel in both]
         rest.append(f"q[{2 * pair}, T.ramp(0, 1, 16)] = {_shuffle(eights, range(16))}")
     for half in (0, 1):
         whole += _pairs_first(tile, f"(c * 2 + {half})", half)
@@ -235,7 +234,7 @@ def _pairs_first(tile: Tile, step: str, half: int) -> list[str]:
     pairs = tile.knobs.ocb // 2
     acc = f"acc[p * {pairs} + v, T.ramp(0, 1, 4)]"
     data = f"q[p * 2 + {half}, T.ramp(0, 1, 16)]"
-    weights = f"W[T.ramp(wb0 + {step} * {8 * tile.knobs.ocb} + v * 16, 1, 16)]"
+    weights = tile.weights(f"{step} * {8 * tile.knobs.ocb} + v * 16", 16)
     name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
     loops = [f"for v in T.unroll({pairs}):", f"for p in T.unroll({tile.pixels // 2}):"]
     return nest(loops, [f"{acc} = {_call('int32x4', name, acc, data, weights)}"])
