@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from . import depthwise
 from .image import Image
-from .kernels.conv import FORMS, Form, Knobs, conv_kernel
+from .kernels.conv import FORMS, X86_FORMS, Form, Knobs, conv_kernel
 from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
+from .kernels.depthwise import X86_FORMS as X86_DEPTHWISE_FORMS
 from .kernels.depthwise import DepthwiseForm, Window, depthwise_kernel
 from .kernels.epilogue import Epilogue
 from .kernels.neon import LANES as NEON_LANES
@@ -126,8 +127,11 @@ class ConvLayer:
         return self.shift, replace(self, bias=(self.bias + lost).astype(np.int32))
 
     def _stores(self, knobs: Knobs) -> Epilogue:
-        has_fraction, is_neon = self.fraction is not None, knobs.lanes == NEON_LANES
-        return replace(self.sink.epilogue, has_fraction=has_fraction, is_neon=is_neon)
+        narrows = "neon" if knobs.lanes == NEON_LANES else ""
+        if knobs.lanes == 8 and knobs.form in (*X86_FORMS, *X86_DEPTHWISE_FORMS):
+            narrows = "avx2"
+        has_fraction = self.fraction is not None
+        return replace(self.sink.epilogue, has_fraction=has_fraction, narrows=narrows)
 
     def _constants(self, weights: NDArray[Any], table: NDArray[Any]) -> Arguments:
         """Return the arguments between the input image and the residual."""

@@ -92,6 +92,9 @@ FORMS = {
 }
 
 
+X86_FORMS = ("pair1", "pair2", "pair4", "rolled", "wide", "words", "dot")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Knobs:
     """Settings of a kernel: form, lanes of a register, tile in channels, rows and columns."""
@@ -171,8 +174,9 @@ class Tile:
         self.acc16 = f"acc16[{self.at}, T.ramp(0, 1, {2 * self.lanes})]"
 
     def each(self, *lines: str, vectors: int | None = None) -> list[str]:
-        """Unrolled loops over the pixels and vectors of the tile."""
-        loops = [("i", self.knobs.th), ("j", self.knobs.tw), ("v", vectors or self.vectors)]
+        """Unrolled loops over the pixels and vectors of the tile; 0 leaves out the vectors."""
+        loops = [("i", self.knobs.th), ("j", self.knobs.tw)]
+        loops += [("v", self.vectors if vectors is None else vectors)] if vectors != 0 else []
         return nest([f"for {name} in T.unroll({extent}):" for name, extent in loops], lines)
 
     # ---- addresses
@@ -340,40 +344,47 @@ class Tile:
     # ---- result
 
     def _store(self) -> list[str]:
-        if self.form.name != "neon_mmla":
-            return self.each(*self._stored("i", "j"), vectors=self.knobs.ocb // self.stored_lanes)
-        # Where a sum lies depends on the pixel: it must be known in the text.
-        loop = [f"for v in T.unroll({self.knobs.ocb // self.stored_lanes}):"]
-        places = [(i, j) for i in range(self.knobs.th) for j in range(self.knobs.tw)]
-        return [line for place in places for line in nest(loop, self._stored(*place))]
+        if self.form.name == "neon_mmla":
+            # Where a sum lies depends on the pixel: it must be known in the text.
+            loop = [f"for v in T.unroll({self.knobs.ocb // 8}):"]
+            places = [(i, j) for i in range(self.knobs.th) for j in range(self.knobs.tw)]
+            return [line for place in places for line in nest(loop, self._stored(8, "v", *place))]
+        lanes = max(self.lanes, 8)
+        if self.stores.narrows != "avx2":
+            return self.each(*self._stored(lanes), vectors=self.knobs.ocb // lanes)
+        pairs, single = divmod(self.knobs.ocb // lanes, 2)  # two vectors narrow to one
+        lines = nest([f"for v in T.unroll({pairs}):"], self._stored(16)) if pairs else []
+        if single:
+            lines += nest(["for last in T.unroll(1):"], self._stored(8, str(2 * pairs)))
+        return self.each(*lines, vectors=0)
 
-    @property
-    def stored_lanes(self) -> int:
-        """Channels that are stored at once."""
-        return max(self.lanes, 8)
-
-    def _stored(self, i: str | int, j: str | int) -> list[str]:
-        """Lines that store channels `v` of a pixel of the tile."""
-        lanes = self.stored_lanes
-        channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
+    def _stored(
+        self, lanes: int, v: str = "v", i: str | int = "i", j: str | int = "j"
+    ) -> list[str]:
+        """Lines that store `lanes` channels, the `v`-th of so many, of a pixel of the tile."""
+        channel = f"T.ramp(ob + {v} * {lanes}, 1, {lanes})"
         pixel = f"b * {{0}}ns + (hb + {i}) * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off"
         residual, output = (
-            f"T.ramp({pixel.format(image)} + {block} + v * {lanes}, 1, {lanes})"
+            f"T.ramp({pixel.format(image)} + {block} + {v} * {lanes}, 1, {lanes})"
             for image, block in (("r", "ob"), ("d", self.to))
         )
+        sums = self.sums(i, j, v)
+        if lanes > max(self.lanes, 8):
+            both = (self.sums(i, j, f"({v} * 2 + {k})") for k in (0, 1))
+            sums = f"T.Shuffle([{', '.join(both)}], {[*range(lanes)]})"
         if self.form.is_integer:
-            total = f"({self.sums(i, j)} + B[{channel}])"
+            total = f"({sums} + B[{channel}])"
             return self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
-        return self.stores.real(f"D[{output}]", self.sums(i, j), residual, lanes)
+        return self.stores.real(f"D[{output}]", sums, residual, lanes)
 
-    def sums(self, i: str | int = "i", j: str | int = "j") -> str:
+    def sums(self, i: str | int = "i", j: str | int = "j", v: str = "v") -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
         if self.form.is_neon:
             return neon.sums(self, i, j)
+        first = f"(i * {self.knobs.tw} + j) * {self.vectors}"
         if self.form.name != "wide":
-            return self.acc
-        first = f"(i * {self.knobs.tw} + j) * {self.vectors} + v * 2"
-        halves = [f"acc[{first} + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
+            return f"acc[{first} + {v}, T.ramp(0, 1, {self.lanes})]"
+        halves = [f"acc[{first} + {v} * 2 + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
         return intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
 
 

@@ -70,6 +70,9 @@ FORMS = {
 }
 
 
+X86_FORMS = ("dw_taps", "dw_pairs", "dw_quads", "dw_runs", "dw_dot")
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """What is fixed in a kernel's text.

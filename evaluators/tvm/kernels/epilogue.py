@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from . import activation
+from . import activation, avx2
 from .activation import activate
 from .neon import to_u8 as neon_to_u8
 
@@ -38,7 +39,7 @@ class Epilogue:
             is left of a bias that is no whole number of steps.
         activation: Name of the activation before the clamp, if there is one. What comes before it
             is then in real units, also where the output is `uint8`.
-        is_neon: Whether NEON's instructions that clamp, round and narrow may be used.
+        narrows: Whose instructions clamp, round and narrow: `neon`, `avx2`, or "" for any CPU's.
     """
 
     output: str
@@ -46,7 +47,7 @@ class Epilogue:
     is_residual_first: bool = False
     has_fraction: bool = False
     activation: str = ""
-    is_neon: bool = False
+    narrows: Literal["", "neon", "avx2"] = ""
 
     @property
     def tag(self) -> str:
@@ -114,13 +115,15 @@ class Epilogue:
 
     def _steps(self, to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> list[str]:
         """Lines that round a vector of float32 in output steps and store it as uint8."""
-        if not self.is_neon:
+        if self.narrows == "avx2" and lanes in (8, 16):
+            return avx2.store_u8(to, steps, lanes, is_shifted=is_shifted)
+        if self.narrows != "neon":
             return [f"{to} = {to_u8(steps, lanes, is_shifted=is_shifted)}"]
         named = f"stored: T.let[T.float32x{lanes}] = {steps}"
         return [named, f"{to} = {neon_to_u8('stored', lanes, is_shifted=is_shifted)}"]
 
     def _clamp(self, value: str, low: str, high: str, lanes: int) -> str:
-        if not self.is_neon:
+        if self.narrows != "neon":
             return clamp(value, low, high, lanes)
         # One instruction each; those of a comparison and a choice are two.
         for name, bound in (("minnum", high), ("maxnum", low)):

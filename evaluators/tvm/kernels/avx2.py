@@ -1,0 +1,49 @@
+"""Rounding to uint8 with instructions of AVX2 that saturate as they narrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def store_u8(to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> list[str]:
+    """Return the lines that store a vector of float32 in output steps as uint8.
+
+    `cvtps2dq` rounds half to even; it makes what is too large negative, so the upper bound comes
+    before it. All that follows saturates, so the lower bound can wait for the bytes.
+
+    Args:
+        to: Where it is stored.
+        steps: The vector.
+        lanes: Its length, 8 or 16.
+        is_shifted: Whether the zero point has been added already.
+    """
+    high = "qhi + T.Cast('float32', zo)" if is_shifted else "qhi"
+    lines = [
+        f"steps_{lanes}: T.let[T.float32x{lanes}] = T.min({steps}, T.broadcast({high}, {lanes}))"
+    ]
+    eights = [_shuffle([f"steps_{lanes}"], range(at, at + 8)) for at in range(0, lanes, 8)]
+    words = [_call("int32x8", "llvm.x86.avx.cvt.ps2dq.256", eight) for eight in eights]
+    if lanes == 16:
+        shorts = _call("int16x16", "llvm.x86.avx2.packssdw", *words)
+        order = [*range(4), *range(8, 12), *range(4, 8), *range(12, 16)]  # lanes of 128 bits
+    else:
+        lines.append(f"words: T.let[T.int32x8] = {words[0]}")
+        fours = (_shuffle(["words"], half) for half in (range(4), range(4, 8)))
+        shorts, order = _call("int16x8", "llvm.x86.sse2.packssdw.128", *fours), [*range(8)]
+    if not is_shifted:
+        zero = f"T.broadcast(T.Cast('int16', zo), {lanes})"
+        shorts = _call(f"int16x{lanes}", f"llvm.sadd.sat.v{lanes}i16", shorts, zero)
+    lines.append(f"shorts_{lanes}: T.let[T.int16x{lanes}] = {shorts}")
+    halves = [_shuffle([f"shorts_{lanes}"], range(at, at + 8)) for at in range(0, lanes, 8)]
+    packed = _call("int8x16", "llvm.x86.sse2.packuswb.128", halves[0], halves[-1])
+    stored = f"T.reinterpret('uint8x{lanes}', {_shuffle([packed], order)})"
+    low = f"T.broadcast(T.Cast('uint8', T.Cast('int32', qlo) + zo), {lanes})"
+    return [*lines, f"{to} = T.max({stored}, {low})"]
+
+
+def _shuffle(vectors: Sequence[str], index: Sequence[int]) -> str:
+    return f"T.Shuffle([{', '.join(vectors)}], {list(index)})"
+
+
+def _call(dtype: str, name: str, *arguments: str) -> str:
+    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"
