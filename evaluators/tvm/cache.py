@@ -16,7 +16,7 @@ from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
 
-_VERSION = 1  # of what lies in the folder; kernels themselves are named after their text
+_VERSION = 2  # of what lies in the folder; kernels themselves are named after their text
 KNOBS_FILE = "knobs.json"
 
 

@@ -16,7 +16,7 @@ from .kernels.conv import FORMS, X86_FORMS, Form, Knobs, conv_kernel
 from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
 from .kernels.depthwise import X86_FORMS as X86_DEPTHWISE_FORMS
 from .kernels.depthwise import DepthwiseForm, Window, depthwise_kernel
-from .kernels.epilogue import Epilogue
+from .kernels.epilogue import Epilogue, Narrows
 from .kernels.neon import LANES as NEON_LANES
 from .kernels.neon import SUMMED
 from .kernels.script import Kernel
@@ -127,7 +127,7 @@ class ConvLayer:
         return self.shift, replace(self, bias=(self.bias + lost).astype(np.int32))
 
     def _stores(self, knobs: Knobs) -> Epilogue:
-        narrows = "neon" if knobs.lanes == NEON_LANES else ""
+        narrows: Narrows = "neon" if knobs.lanes == NEON_LANES else ""
         if knobs.lanes == 8 and knobs.form in (*X86_FORMS, *X86_DEPTHWISE_FORMS):
             narrows = "avx2"
         has_fraction = self.fraction is not None

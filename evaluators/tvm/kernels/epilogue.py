@@ -9,6 +9,7 @@ from . import activation, avx2
 from .activation import activate
 from .neon import to_u8 as neon_to_u8
 
+Narrows = Literal["", "neon", "avx2"]
 # Parameters that every epilogue reads. The clamping bounds of quantized values are relative to
 # their zero point and in float, since a float that leaves the int32 range must not be converted
 # before it is clamped.
@@ -47,7 +48,7 @@ class Epilogue:
     is_residual_first: bool = False
     has_fraction: bool = False
     activation: str = ""
-    narrows: Literal["", "neon", "avx2"] = ""
+    narrows: Narrows = ""
 
     @property
     def tag(self) -> str:

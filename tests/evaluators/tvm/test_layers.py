@@ -185,7 +185,10 @@ def test_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: int, data_ma
     case = Case(sizes, rng, sink, bits)
     layer, data, reals = case.integer(int(rng.integers(0, data_max + 1)), data_max)
     for knobs in settings_of(kernels, layer):
-        np.testing.assert_array_equal(run(kernels, layer, knobs, data), stored(sink, reals))
+        for reach in (1.0, 2.0**40):  # what leaves the range of int32 is clamped as well
+            reaching = replace(layer, factor=layer.factor * np.float32(reach))
+            got = run(kernels, reaching, knobs, data)
+            np.testing.assert_array_equal(got, stored(sink, reals * np.float32(reach)))
 
 
 @given(sizes=sizes(), bits=st.integers(2, 8), seed=numbers)
