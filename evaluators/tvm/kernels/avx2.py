@@ -18,10 +18,12 @@ def store_u8(to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> li
         is_shifted: Whether the zero point has been added already.
     """
     high = "qhi + T.Cast('float32', zo)" if is_shifted else "qhi"
-    lines = [
-        f"steps_{lanes}: T.let[T.float32x{lanes}] = T.min({steps}, T.broadcast({high}, {lanes}))"
+    ready = f"ready_{lanes}[0, T.ramp(0, 1, {lanes})]"
+    lines = [  # a buffer: TVM fails to tell the range of a variable that is such a product
+        f"ready_{lanes} = T.alloc_buffer((1, {lanes}), 'float32', scope='local')",
+        f"{ready} = T.min({steps}, T.broadcast({high}, {lanes}))",
     ]
-    eights = [_shuffle([f"steps_{lanes}"], range(at, at + 8)) for at in range(0, lanes, 8)]
+    eights = [f"ready_{lanes}[0, T.ramp({at}, 1, 8)]" for at in range(0, lanes, 8)]
     words = [_call("int32x8", "llvm.x86.avx.cvt.ps2dq.256", eight) for eight in eights]
     if lanes == 16:
         shorts = _call("int16x16", "llvm.x86.avx2.packssdw", *words)
