@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .quantizer import QuantizedWeight, along, quantize_weight
+
 _LIMITS = (32767, 32768)  # of a sum in s16, upwards and downwards
 _NEIGHBOURS = 2  # products that one instruction adds into a lane
 _STEP = 4  # numbers of a step, in two lanes
+_FINER = 4  # scales that are tried between one and its double
+_DOUBLINGS = 4
+
+
+def bound_weight(
+    rounded: QuantizedWeight, weight: Tensor, run: int, data_max: int
+) -> QuantizedWeight:
+    """Return integer weights whose sums of so many steps cannot overflow 16 bits.
+
+    The bound changes the large weights, a coarser scale all of them a little: each output channel
+    takes the scale at which its weights are nearest to the float ones.
+
+    Args:
+        rounded: Of a convolution over two dimensions or a linear layer, output channels first.
+        weight: What was rounded.
+        run: Steps that are to be summed in 16 bits, see `bound_sums`.
+        data_max: Largest value of the unsigned input.
+    """
+    best = replace(rounded, values=bound_sums(rounded.values, run, data_max))
+    is_bounded = (best.values != rounded.values).flatten(1).any(1)
+    error = _errors(best, weight)
+    for k in range(1, _FINER * _DOUBLINGS + 1):
+        if not is_bounded.any():
+            break
+        scale = rounded.scale * 2.0 ** (k / _FINER)
+        tried = quantize_weight(weight, scale, rounded.bits, 0)
+        tried = replace(tried, values=bound_sums(tried.values, run, data_max))
+        is_nearer = is_bounded & (_errors(tried, weight) < error)
+        values = torch.where(along(is_nearer, 0, weight.ndim), tried.values, best.values)
+        best = replace(best, values=values, scale=torch.where(is_nearer, scale, best.scale))
+        error = torch.where(is_nearer, _errors(tried, weight), error)
+    return best
+
+
+def _errors(quantized: QuantizedWeight, weight: Tensor) -> Tensor:
+    """Return the squared error of each output channel."""
+    return (quantized.dequantize() - weight).square().flatten(1).sum(1)
 
 
 def bound_sums(values: Tensor, run: int, data_max: int) -> Tensor:

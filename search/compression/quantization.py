@@ -22,7 +22,7 @@ from ._graph import (
     set_metadata,
     to_tensor,
 )
-from .accumulation import bound_sums
+from .accumulation import bound_weight
 from .calibration import CalibrationMethod, Histogram
 from .placement import QuantizedTensor, place_quantizers
 from .quantizer import (
@@ -197,6 +197,15 @@ def _note_widths(node: NodeProto, choice: LayerChoice) -> None:
     set_metadata(node, notes)
 
 
+def _has_runs(node: NodeProto, weight: QuantizedWeight) -> bool:
+    """Tell whether kernels of a layer sum over runs that `accumulation.bound_weight` knows."""
+    # A single bit has no smaller value than 1; depthwise layers have kernels of their own.
+    is_depthwise = 1 < len(weight.scale) == attribute(node, "group", 1)
+    return (
+        weight.bits > 1 and weight.axis == 0 and weight.values.ndim in (2, 4) and not is_depthwise
+    )
+
+
 class _Writer:
     """The nodes and initializers of the graph that is being written."""
 
@@ -260,28 +269,29 @@ class _Writer:
         axis = output_axis(node)
         bits = choice.weight_bits
         weight, scale, bias = given.weight, given.scale, given.bias
+        original = to_tensor(self._floats[node.input[1]])
         if weight is None:
-            weight = to_tensor(self._floats[node.input[1]])
+            weight = original
         if self._sparsity is not None and bits > 1:
             weight = sparsify(weight, self._sparsity, axis)
+            original = weight
         if scale is None:
             scale = weight_scales(weight, bits, axis, search=search_scales)
         gain = given.gain if given.gain is not None else torch.ones_like(scale)
-        if node.op_type in _BIASED_OPS or node.name in self._added:
-            repeats = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
-            if bias is None:
-                bias = self._bias(node, len(scale) * repeats)
-            input_scale = self._grids[self._placed[source].root].scale
+        input_grid = self._grids[self._placed[source].root]
+        has_bias = node.op_type in _BIASED_OPS or node.name in self._added
+        repeats = attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+        if has_bias:
+            bias = self._bias(node, len(scale) * repeats) if bias is None else bias
             largest = bias.abs().reshape(repeats, -1).amax(dim=0)
-            scale = fit_scale_to_bias(scale, largest, input_scale)
-            self._add_bias(node, bias, (gain * scale).repeat(repeats) * input_scale)
+            scale = fit_scale_to_bias(scale, largest, input_grid.scale)
         quantized = quantize_weight(weight, scale, bits, axis)
-        # A single bit has no smaller value than 1.
-        if self._run is not None and bits > 1 and axis == 0 and weight.ndim in (2, 4):
-            data_max = (1 << self._grids[self._placed[source].root].bits) - 1
-            bounded = bound_sums(quantized.values, self._run, data_max)
-            quantized = replace(quantized, values=bounded)
-        self._add_weight(node, replace(quantized, scale=gain * scale))
+        if self._run is not None and _has_runs(node, quantized):
+            data_max = (1 << input_grid.bits) - 1
+            quantized = bound_weight(quantized, original, self._run, data_max)
+        if bias is not None and has_bias:
+            self._add_bias(node, bias, (gain * quantized.scale).repeat(repeats) * input_grid.scale)
+        self._add_weight(node, replace(quantized, scale=gain * quantized.scale))
 
     def add_halves(self, name: str) -> None:
         """Add a float weight as float16 numbers, under its name once they are cast to float32."""

@@ -18,12 +18,9 @@ def store_u8(to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> li
         is_shifted: Whether the zero point has been added already.
     """
     high = "qhi + T.Cast('float32', zo)" if is_shifted else "qhi"
-    ready = f"ready_{lanes}[0, T.ramp(0, 1, {lanes})]"
-    lines = [  # a buffer: TVM fails to tell the range of a variable that is such a product
-        f"ready_{lanes} = T.alloc_buffer((1, {lanes}), 'float32', scope='local')",
-        f"{ready} = T.min({steps}, T.broadcast({high}, {lanes}))",
-    ]
-    eights = [f"ready_{lanes}[0, T.ramp({at}, 1, 8)]" for at in range(0, lanes, 8)]
+    bound = f"T.min({steps}, T.broadcast({high}, {lanes}))"
+    lines = [f"ready_{lanes}: T.let[T.float32x{lanes}] = {bound}"]
+    eights = [_shuffle([f"ready_{lanes}"], range(at, at + 8)) for at in range(0, lanes, 8)]
     words = [_call("int32x8", "llvm.x86.avx.cvt.ps2dq.256", eight) for eight in eights]
     if lanes == 16:
         shorts = _call("int16x16", "llvm.x86.avx2.packssdw", *words)
@@ -41,6 +38,15 @@ def store_u8(to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> li
     stored = f"T.reinterpret('uint8x{lanes}', {_shuffle([packed], order)})"
     low = f"T.broadcast(T.Cast('uint8', T.Cast('int32', qlo) + zo), {lanes})"
     return [*lines, f"{to} = T.max({stored}, {low})"]
+
+
+def product(left: str, right: str, lanes: int) -> str:
+    """Return the expression of a product of vectors of float32.
+
+    TVM fails to tell the range of a variable that is the product of a clamped value.
+    """
+    zero = f"T.broadcast(T.float32(-0.0), {lanes})"
+    return _call(f"float32x{lanes}", f"llvm.fmuladd.v{lanes}f32", left, right, zero)
 
 
 def _shuffle(vectors: Sequence[str], index: Sequence[int]) -> str:

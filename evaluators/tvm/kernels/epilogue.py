@@ -111,7 +111,10 @@ class Epilogue:
         lines, value = activate(self.activation, total, lanes)
         value = self._clamp(value, "flo", "fhi", lanes)
         if self.output == "uint8":
-            return [*lines, *self._steps(to, f"{value} * T.broadcast(inv, {lanes})", lanes)]
+            steps = f"{value} * T.broadcast(inv, {lanes})"
+            if self.narrows == "avx2":
+                steps = avx2.product(value, f"T.broadcast(inv, {lanes})", lanes)
+            return [*lines, *self._steps(to, steps, lanes)]
         return [*lines, f"{to} = {value}"]
 
     def _steps(self, to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from paredown.evaluators.onnx_graph.activations import Activation
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.conv import Knobs
 from paredown.evaluators.tvm.kernels.pointwise import widen_kernel
@@ -202,6 +203,25 @@ def test_integer_layer_with_float_output(kernels: Any, sizes: Sizes, bits: int, 
     fraction = rng.uniform(-0.5, 0.5, sizes.geometry.oc).astype(np.float32)
     got = run(kernels, replace(layer, fraction=fraction), knobs, data)
     np.testing.assert_allclose(got, np.maximum(reals + fraction, -3.0), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gelu", "silu"])
+@pytest.mark.parametrize("oc", [16, 24])  # an even and an odd number of vectors
+def test_activation_before_steps(kernels: Any, oc: int, name: str) -> None:
+    rng = np.random.default_rng(0)
+    case = Case(
+        Sizes(1, (3, 5), ConvGeometry(16, 16, oc, (1, 1)), (0, 0), 0),
+        rng,
+        Sink(0, "uint8", 2.0**-4, 20, activation=Activation(name)),
+        bits=4,
+    )
+    layer, data, reals = case.integer(100, 255)
+    activate: Any = {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu}[name]
+    wanted = stored(case.sink, activate(torch.from_numpy(reals)).numpy() * 2.0**4)
+    for knobs in settings_of(kernels, layer):
+        got = run(kernels, layer, knobs, data)
+        np.testing.assert_allclose(got, wanted.astype(float), atol=1.0)  # a step at a tie
+        assert (got == wanted).mean() > 0.99
 
 
 @given(sizes=sizes(), bits=st.integers(2, 8), seed=numbers)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paredown.evaluators.tvm.packing import ConvGeometry, proved_runs, segment
-from paredown.search.compression.accumulation import bound_sums
+from paredown.search.compression.accumulation import bound_sums, bound_weight
+from paredown.search.compression.quantizer import quantize_weight, weight_scales
 
 
 def proved(values: torch.Tensor, data_max: int) -> int:
@@ -30,6 +33,22 @@ def test_the_wanted_run_is_proved(bits: int, run: int, data_max: int) -> None:
     assert proved(bounded, data_max) >= run
     assert (bounded.abs() <= values.abs()).all()
     assert (bounded.sign() * values.sign() >= 0).all()
+
+
+@pytest.mark.parametrize("run", [1, 2, 8])
+def test_channels_take_the_scale_that_the_bound_asks_for(run: int) -> None:
+    weight = torch.randn(8, 16, 3, 3, generator=torch.Generator().manual_seed(0))
+    weight[0] *= 0.01
+    weight[0, 0, 0, 0] = 3.0  # one large weight alone: no sum of the channel is near the bound
+    rounded = quantize_weight(weight, weight_scales(weight, 8, 0, search=False), 8, 0)
+    bounded = bound_weight(rounded, weight, run, 255)
+    assert proved(bounded.values, 255) >= run
+    assert torch.equal(bounded.values[0], rounded.values[0])
+    assert bounded.scale[0] == rounded.scale[0]
+    assert (bounded.scale[1:] > rounded.scale[1:]).sum() >= 3
+    cut = replace(rounded, values=bound_sums(rounded.values, run, 255))
+    errors = [(q.dequantize() - weight)[1:].square().sum() for q in (bounded, cut)]
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_weights_that_keep_the_bound_stay() -> None:
