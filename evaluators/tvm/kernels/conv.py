@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from . import epilogue, neon
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, nest, parallel
+from .script import Kernel, fill_border, intrinsic, nest, parallel, shuffle
 
 INTS = (
     *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
@@ -370,8 +370,8 @@ class Tile:
         )
         sums = self.sums(i, j, v)
         if lanes > max(self.lanes, 8):
-            both = (self.sums(i, j, f"({v} * 2 + {k})") for k in (0, 1))
-            sums = f"T.Shuffle([{', '.join(both)}], {[*range(lanes)]})"
+            both = [self.sums(i, j, f"({v} * 2 + {k})") for k in (0, 1)]
+            sums = shuffle(both, range(lanes))
         if self.form.is_integer:
             total = f"({sums} + B[{channel}])"
             return self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
@@ -386,8 +386,3 @@ class Tile:
             return f"acc[{first} + {v}, T.ramp(0, 1, {self.lanes})]"
         halves = [f"acc[{first} + {v} * 2 + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]
         return intrinsic("int32x8", "llvm.x86.avx2.phadd.d", *halves)
-
-
-def intrinsic(dtype: str, name: str, *arguments: str) -> str:
-    """Return the expression that calls an intrinsic of LLVM."""
-    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from . import epilogue
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, nest, parallel
+from .script import Kernel, fill_border, intrinsic, nest, parallel
 
 INTS = (
     *("n", "ho", "wo", "ans", "ars", "px"),
@@ -275,14 +275,14 @@ class _Tile:
         )
         data = f"q[{v}, T.ramp(0, 1, {self.width})]" if self.form.rows > 1 else self._pixel(x)
         if name == "dw_f32":
-            intrinsic = f"llvm.fmuladd.v{lanes}f32"
-            return f"{acc} = {_call(f'float32x{lanes}', intrinsic, data, weight, acc)}"
+            name = f"llvm.fmuladd.v{lanes}f32"
+            return f"{acc} = {intrinsic(f'float32x{lanes}', name, data, weight, acc)}"
         if name == "dw_dot":
-            intrinsic = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-            return f"{acc} = {_call(f'int32x{lanes}', intrinsic, acc, data, weight)}"
+            name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+            return f"{acc} = {intrinsic(f'int32x{lanes}', name, acc, data, weight)}"
         if name in ("dw_sdot", "dw_usdot"):
-            intrinsic = f"llvm.aarch64.neon.{name[3:]}.v4i32.v16i8"
-            return f"{acc} = {_call('int32x4', intrinsic, acc, data, weight)}"
+            name = f"llvm.aarch64.neon.{name[3:]}.v4i32.v16i8"
+            return f"{acc} = {intrinsic('int32x4', name, acc, data, weight)}"
         if name in ("dw_words", "dw_row", "dw_all"):
             return self._long_add(acc, self.acc(j, v, "acc16"), data, weight)
         if name == "dw_pairs":
@@ -360,7 +360,7 @@ def _madd_bytes(lanes: int, data: str, weight: str) -> str:
         8: "llvm.x86.avx2.pmadd.ub.sw",
         16: "llvm.x86.avx512.pmaddubs.w.512",
     }
-    return _call(f"int16x{2 * lanes}", names[lanes], data, weight)
+    return intrinsic(f"int16x{2 * lanes}", names[lanes], data, weight)
 
 
 def _madd_words(lanes: int, left: str, right: str) -> str:
@@ -370,8 +370,4 @@ def _madd_words(lanes: int, left: str, right: str) -> str:
         8: "llvm.x86.avx2.pmadd.wd",
         16: "llvm.x86.avx512.pmaddw.d.512",
     }
-    return _call(f"int32x{lanes}", names[lanes], left, right)
-
-
-def _call(dtype: str, name: str, *arguments: str) -> str:
-    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"
+    return intrinsic(f"int32x{lanes}", names[lanes], left, right)

@@ -14,9 +14,9 @@ stored, and `shift = 128 - zb` times the row's sum of `q_a` is added where it is
 from __future__ import annotations
 
 from . import epilogue
-from .conv import FORMS, WIDE_ORDER, Form, Knobs, Tile, intrinsic
+from .conv import FORMS, WIDE_ORDER, Form, Knobs, Tile
 from .epilogue import Epilogue
-from .script import Kernel, nest, parallel
+from .script import Kernel, intrinsic, nest, parallel
 
 _PACKED = {"f32": "float32", "dot": "int8", "wide": "int16", "plain": "int16"}
 _UNITS = {"dot": 4, "wide": 2, "plain": 2}  # packed numbers in the room of an int32

@@ -16,10 +16,9 @@ off the uint8 data, which makes them s8; the bias holds what that takes off the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .script import nest
+from .script import intrinsic, nest, shuffle
 
 if TYPE_CHECKING:
     from .conv import Tile
@@ -56,18 +55,18 @@ def sums(tile: Tile, i: str | int, j: str | int) -> str:
         place = int(i) * tile.knobs.tw + int(j)
         first = f"{place // 2 * (tile.knobs.ocb // 2)} + v * 4"
         index = [4 * k + 2 * (place % 2) + channel for k in range(4) for channel in (0, 1)]
-        return _shuffle([four.format(f"{first} + {k}") for k in range(4)], index)
+        return shuffle([four.format(f"{first} + {k}") for k in range(4)], index)
     if tile.form.name in ("neon_f32", "neon_dot", "neon_usdot"):
         first = f"{pixel} * {tile.vectors} + v * 2"
-        return _shuffle([four.format(f"{first} + {k}") for k in (0, 1)], range(8))
+        return shuffle([four.format(f"{first} + {k}") for k in (0, 1)], range(8))
     first = f"{pixel} * {tile.vectors} + v * 8"
     each = [four.format(f"{first} + {k}") for k in range(8)]
     while len(each) > 2:
         each = [
-            _call("int32x4", "llvm.aarch64.neon.addp.v4i32", *each[k : k + 2])
+            intrinsic("int32x4", "llvm.aarch64.neon.addp.v4i32", *each[k : k + 2])
             for k in range(0, len(each), 2)
         ]
-    return _shuffle(each, range(8))
+    return shuffle(each, range(8))
 
 
 # ---- data and weights
@@ -107,7 +106,7 @@ def _lanes_of_data(tile: Tile, product: str, group: int) -> list[str]:
     whole = tile.each(f"{q} = {_numbers(tile, f'c * {4 * group}', lanes)}", vectors=1)
     for s in range(4):
         words = f"T.reinterpret('int32x4', {q})" if group == 4 else q
-        data = _shuffle([words], [s] * 4)
+        data = shuffle([words], [s] * 4)
         if group == 4:
             data = f"T.reinterpret('{dtype}', {data})"
         line = product.format(data=data, step=f"(c * 4 + {s})")
@@ -129,7 +128,7 @@ def _lanes_of_data(tile: Tile, product: str, group: int) -> list[str]:
 
 def _f32(tile: Tile) -> list[str]:
     weights = tile.weights(f"{{step}} * {tile.knobs.ocb} + v * 4", 4)
-    product = _call("float32x4", "llvm.fmuladd.v4f32", "{data}", weights, tile.acc)
+    product = intrinsic("float32x4", "llvm.fmuladd.v4f32", "{data}", weights, tile.acc)
     return _lanes_of_data(tile, product, 1)
 
 
@@ -138,22 +137,22 @@ def _dot(tile: Tile) -> list[str]:
     weights = tile.weights(f"{{step}} * {4 * tile.knobs.ocb} + v * 16", 16)
     # Where LLVM finds the instruction that takes its data from a lane.
     sides = (weights, "{data}") if name == "sdot" else ("{data}", weights)
-    product = _call("int32x4", f"llvm.aarch64.neon.{name}.v4i32.v16i8", tile.acc, *sides)
+    product = intrinsic("int32x4", f"llvm.aarch64.neon.{name}.v4i32.v16i8", tile.acc, *sides)
     return _lanes_of_data(tile, product, 4)
 
 
 def _long(data: str, weights: str, total: str = "") -> str:
     """Products of 16 bytes in eight s16 lanes, two to a lane, added to a total."""
     for half in (range(8), range(8, 16)):
-        sides = (_shuffle([side], half) for side in (data, weights))
-        product = _call("int16x8", "llvm.aarch64.neon.smull.v8i16", *sides)
+        sides = (shuffle([side], half) for side in (data, weights))
+        product = intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", *sides)
         total = f"{total} + {product}" if total else product
     return total
 
 
 def _widened(sums16: str) -> str:
     """Neighbouring s16 lanes added into s32 lanes."""
-    return _call("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", sums16)
+    return intrinsic("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", sums16)
 
 
 def _load_sixteens(tile: Tile, first: str, depth: int) -> list[str]:
@@ -203,7 +202,7 @@ def _last_eight(tile: Tile) -> list[str]:
     """Lines that add the eight data that are left where a segment holds an odd number of them."""
     weights = tile.weights(f"(steps // 2) * {16 * tile.knobs.ocb} + v * 8", 8)
     data = _numbers(tile, "(steps // 2) * 16", 8)
-    product = _call("int16x8", "llvm.aarch64.neon.smull.v8i16", data, weights)
+    product = intrinsic("int16x8", "llvm.aarch64.neon.smull.v8i16", data, weights)
     line = f"{tile.acc} = {tile.acc} + {_widened(product)}"
     return nest(["for c in range(steps % 2):"], _weights_first(tile, line))
 
@@ -217,9 +216,9 @@ def _mmla(tile: Tile) -> list[str]:
         sixteens = [tile.numbers("c * 16", 16, *pixel) for pixel in both]
         for half in (0, 1):
             index = [16 * pixel + 8 * half + k for pixel in (0, 1) for k in range(8)]
-            whole.append(f"q[{2 * pair + half}, T.ramp(0, 1, 16)] = {_shuffle(sixteens, index)}")
+            whole.append(f"q[{2 * pair + half}, T.ramp(0, 1, 16)] = {shuffle(sixteens, index)}")
         eights = [tile.numbers("(steps // 2) * 16", 8, *pixel) for pixel in both]
-        rest.append(f"q[{2 * pair}, T.ramp(0, 1, 16)] = {_shuffle(eights, range(16))}")
+        rest.append(f"q[{2 * pair}, T.ramp(0, 1, 16)] = {shuffle(eights, range(16))}")
     for half in (0, 1):
         whole += _pairs_first(tile, f"(c * 2 + {half})", half)
     rest += _pairs_first(tile, "(steps - 1)", 0)
@@ -237,7 +236,7 @@ def _pairs_first(tile: Tile, step: str, half: int) -> list[str]:
     weights = tile.weights(f"{step} * {8 * tile.knobs.ocb} + v * 16", 16)
     name = "llvm.aarch64.neon.usmmla.v4i32.v16i8"
     loops = [f"for v in T.unroll({pairs}):", f"for p in T.unroll({tile.pixels // 2}):"]
-    return nest(loops, [f"{acc} = {_call('int32x4', name, acc, data, weights)}"])
+    return nest(loops, [f"{acc} = {intrinsic('int32x4', name, acc, data, weights)}"])
 
 
 def to_u8(name: str, lanes: int, *, is_shifted: bool = False) -> str:
@@ -251,27 +250,19 @@ def to_u8(name: str, lanes: int, *, is_shifted: bool = False) -> str:
         lanes: Its length, a multiple of eight.
         is_shifted: Whether the zero point has been added already.
     """
-    fours = [_shuffle([name], range(at, at + 4)) for at in range(0, lanes, 4)]
-    words = [_call("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", four) for four in fours]
-    halves = [_call("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", word) for word in words]
+    fours = [shuffle([name], range(at, at + 4)) for at in range(0, lanes, 4)]
+    words = [intrinsic("int32x4", "llvm.aarch64.neon.fcvtns.v4i32.v4f32", four) for four in fours]
+    halves = [intrinsic("int16x4", "llvm.aarch64.neon.sqxtn.v4i16", word) for word in words]
     eights = []
     for at in range(0, len(halves), 2):
-        stored = _shuffle(halves[at : at + 2], range(8))
+        stored = shuffle(halves[at : at + 2], range(8))
         if not is_shifted:
             zero = "T.broadcast(T.Cast('int16', zo), 8)"
-            stored = _call("int16x8", "llvm.aarch64.neon.sqadd.v8i16", stored, zero)
-        eights.append(_call("uint8x8", "llvm.aarch64.neon.sqxtun.v8i8", stored))
-    value = _shuffle(eights, range(lanes)) if len(eights) > 1 else eights[0]
+            stored = intrinsic("int16x8", "llvm.aarch64.neon.sqadd.v8i16", stored, zero)
+        eights.append(intrinsic("uint8x8", "llvm.aarch64.neon.sqxtun.v8i8", stored))
+    value = shuffle(eights, range(lanes)) if len(eights) > 1 else eights[0]
     low, high = (
         f"T.broadcast(T.Cast('uint8', T.Cast('int32', {bound}) + zo), {lanes})"
         for bound in ("qlo", "qhi")
     )
     return f"T.max(T.min({value}, {high}), {low})"
-
-
-def _shuffle(vectors: Sequence[str], index: Sequence[int]) -> str:
-    return f"T.Shuffle([{', '.join(vectors)}], {list(index)})"
-
-
-def _call(dtype: str, name: str, *arguments: str) -> str:
-    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"

@@ -9,7 +9,7 @@ channel counts and image size, and a new candidate of a study compiles nothing. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Numbers behind every image: loads of the last pixel may read, but never use, what is there.
@@ -138,3 +138,13 @@ def reduced(name: str, vector: str, lanes: int, join: str) -> list[str]:
     )
     lines.append(f"{name}: T.let[T.float32] = {join.format(*pairs)}")
     return lines
+
+
+def intrinsic(dtype: str, name: str, *arguments: str) -> str:
+    """Return the expression that calls an intrinsic of LLVM."""
+    return f"T.call_llvm_pure_intrin('{dtype}', '{name}', {', '.join(arguments)})"
+
+
+def shuffle(vectors: Sequence[str], index: Sequence[int]) -> str:
+    """Return the expression of a vector of the lanes of others, counted through all of them."""
+    return f"T.Shuffle([{', '.join(vectors)}], {list(index)})"

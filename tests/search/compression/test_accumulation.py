@@ -1,14 +1,20 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paredown.evaluators.task import Data, Task
 from paredown.evaluators.tvm.packing import ConvGeometry, proved_runs, segment
+from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.compression.accumulation import bound_sums, bound_weight
+from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.compression.quantizer import quantize_weight, weight_scales
+from paredown.search.space import SearchSpace
 
 
 def proved(values: torch.Tensor, data_max: int) -> int:
@@ -74,3 +80,30 @@ def test_any_shape_keeps_its_form(oc: int, ic: int, kernel: int, run: int, seed:
     assert bounded.shape == values.shape
     assert bounded.dtype == torch.int8
     assert (bounded.abs() <= values.abs()).all()
+
+
+@pytest.mark.slow  # the model is exported
+def test_depthwise_layers_are_spared(
+    build: Callable[[str], tuple[torch.nn.Module, torch.Tensor]], profile: HardwareProfile
+) -> None:
+    model, example = build("separable")
+    inputs = torch.randn(16, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+    task = Task("test", model, example, inputs, Data.from_model(model, inputs))
+    space = SearchSpace.from_model(model, example, profile)
+    plain, bounded = (
+        Compressor(task, space, CompressionSettings(accumulation_run=run)).compress(
+            space.uniform(8)
+        )
+        for run in (None, 8)
+    )
+    graphs = [
+        {t.name: onnx.numpy_helper.to_array(t) for t in found.model.graph.initializer}
+        for found in (plain, bounded)
+    ]
+    changed = set()
+    for node in plain.model.graph.node:
+        if node.op_type == "Conv":
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            name = f"{node.name}.weight.quantized"
+            changed.add((groups > 1, not np.array_equal(graphs[0][name], graphs[1][name])))
+    assert changed == {(False, True), (True, False)}
