@@ -101,11 +101,13 @@ class KernelCache:
         return self._files.get(kernel.symbol, ".o", lambda path: self._compile(kernel, path))
 
     def _compile(self, kernel: Kernel, path: Path) -> None:
-        from tvm.script import from_source
+        import tvm
+
+        from .kernels.parsing import parse
 
         symbol = kernel.symbol
         try:
-            module = self.compile(from_source(kernel.text(symbol))).mod
+            module = self.compile(tvm.IRModule({symbol: parse(kernel.text(symbol))})).mod
             module.write_to_file(str(path), "o")
         except Exception as error:  # TVM raises plain exceptions of many types
             raise EvaluationError(

@@ -44,14 +44,11 @@ def test_threads_that_had_to_wait_for_cores_are_noise() -> None:
 
 
 @pytest.mark.slow
-def test_ratio_repeats(small_net: Path, large_net: Path) -> None:
+def test_smaller_network_takes_less(small_net: Path, large_net: Path) -> None:
     with Worker(preload=["onnxruntime"]) as worker:
-        latencies = [
-            measure_latency(worker, "onnxruntime", small_net, baseline=large_net) for _ in range(5)
-        ]
-    ratios = np.array([latency.ratio for latency in latencies])
-    assert np.all(ratios < 0.9)
-    assert np.ptp(ratios) / np.median(ratios) < 0.1  # 0.02 is usual, but the machine is shared
+        latency = measure_latency(worker, "onnxruntime", small_net, baseline=large_net)
+    assert latency.ratio is not None
+    assert latency.ratio < 0.9  # 0.4 is usual; how well it repeats: benchmarks/repeatability.py
 
 
 @pytest.mark.slow

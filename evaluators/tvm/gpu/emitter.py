@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.script import from_source
 
 from ..emitter import Emitter
 from ..image import Image
+from ..kernels.parsing import parse
 from ..sink import Sink
 from .pointwise import (
     average_pool_kernel,
@@ -40,7 +40,7 @@ class GpuEmitter(Emitter):
         """Emit a call of a kernel; arrays become constants. Returns the flat output."""
         symbol = kernel.symbol
         if symbol not in self._functions:
-            function = from_source(kernel.text("main"))["main"]
+            function = parse(kernel.text("main"))
             self._functions[symbol] = self.builder.add_func(
                 function.without_attr("global_symbol"), symbol
             )

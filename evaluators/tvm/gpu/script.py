@@ -48,7 +48,7 @@ class GpuKernel:
         return f"pd_{self.kind}_{hashlib.sha256(self.text('main').encode()).hexdigest()[:12]}"
 
     def text(self, symbol: str) -> str:
-        """Return the TVMScript module that defines the kernel as `symbol`."""
+        """Return the TVMScript function that is the kernel, called `symbol`."""
         lines = [
             f"def {symbol}({', '.join(f'h_{name}: T.handle' for name, _, _ in self.buffers)}):",
             # Threads are named already, and 8 says that nothing can be fused with the kernel.
@@ -73,9 +73,7 @@ class GpuKernel:
             f"      for tx in T.thread_binding({self.threads}, thread='threadIdx.x'):",
             *indent(4, self.body),
         ]
-        return "\n".join(
-            ["@I.ir_module", "class Module:", "  @T.prim_func(s_tir=True)", *indent(1, lines)]
-        )
+        return "\n".join(lines)
 
 
 def each(kind: str, buffers: Iterable[Buffer], count: int, body: list[str]) -> GpuKernel:

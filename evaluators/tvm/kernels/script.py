@@ -42,13 +42,13 @@ class Kernel:
         return f"pd_{self.kind}_{hashlib.sha256(self.text('main').encode()).hexdigest()[:16]}"
 
     def text(self, symbol: str) -> str:
-        """Return the TVMScript module that defines the kernel as `symbol`."""
+        """Return the TVMScript function that is the kernel, called `symbol`."""
         *inputs, output = self.buffers
         arguments = [*inputs, ("P", "int32"), ("F", "float32"), output]
         matched = [(name, dtype) for name, dtype in arguments if dtype != "handle"]
         lines = [
             f"def {symbol}({', '.join(f'h_{name}: T.handle' for name, _ in arguments)}):",
-            f"  T.func_attr({{'tirx.noalias': True, 'global_symbol': '{symbol}'}})",
+            "  T.func_attr({'tirx.noalias': True})",
             *(f"  n_{name} = T.int32()" for name, _ in matched),
             *(
                 f"  {name} = T.match_buffer(h_{name}, (n_{name},), '{dtype}')"
@@ -58,9 +58,7 @@ class Kernel:
             *(f"  {name}: T.let[T.float32] = F[{i}]" for i, name in enumerate(self.floats)),
             *indent(1, self.body),
         ]
-        return "\n".join(["@I.ir_module", "class Module:", "  @T.prim_func(s_tir=True)"]) + (
-            "\n" + "\n".join(indent(1, lines))
-        )
+        return "\n".join(lines)
 
 
 def indent(depth: int, lines: Iterable[str]) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tvm.script import from_source
 
 from paredown.evaluators.tvm.gpu import conv, depthwise
 from paredown.evaluators.tvm.gpu.conv import Problem, Tile
 from paredown.evaluators.tvm.image import Image
+from paredown.evaluators.tvm.kernels.parsing import parse
 from paredown.evaluators.tvm.packing import ConvGeometry
 from paredown.evaluators.tvm.sink import Sink
 from tests.evaluators.tvm.gpu.emulation import EmulatedKernels
@@ -104,7 +104,7 @@ def check(case: Case, groups: int, tile: Tile | None, folder: Path) -> None:
     else:
         kernel = depthwise.depthwise_kernel(problem)
         packed = depthwise.pack(weights, output.cp)
-    function = from_source(kernel.text("main"))["main"]
+    function = parse(kernel.text("main"))
     emulated = EmulatedKernels({kernel.symbol: function}, folder)
     bias = (128 - case.zero_point) * weights.astype(np.int64).sum((1, 2, 3))
     channels = kernel.buffers[2][2][0]

@@ -19,7 +19,6 @@ from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.tvm import cuda
 from paredown.evaluators.tvm.compiler import compile_onnx
 from paredown.hw_profiles import load_profile
-from tests.evaluators.tvm.conftest import runnable
 from tests.evaluators.tvm.gpu.emulation import (
     EmulatedKernels,
     cuda_source,
@@ -89,7 +88,7 @@ def random_input(model: onnx.ModelProto) -> NDArray[np.float32]:
 def on_cpu(model: onnx.ModelProto, data: NDArray[np.float32], folder: Path) -> list[Any]:
     """Run a model with the kernels for this machine's CPU."""
     library = folder / "cpu.so"
-    compile_onnx(model, runnable("local"), library)
+    compile_onnx(model, load_profile("local@compile-only"), library)
     return get_runtime("tvm").load(library, 1).run(data)
 
 

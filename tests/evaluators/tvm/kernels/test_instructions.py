@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import tvm
-from tvm.script import from_source
 
 from paredown.evaluators.tvm.image import Image
+from paredown.evaluators.tvm.kernels.parsing import parse
 from paredown.evaluators.tvm.kernels.script import Kernel
 from paredown.evaluators.tvm.knobs import options
 from paredown.evaluators.tvm.layers import ConvLayer
@@ -45,7 +45,7 @@ def assembly(kernel: Kernel, profile: str) -> str:
 
 
 def assembly_for(kernel: Kernel, target: Mapping[str, object]) -> str:
-    compiled = tvm.compile(from_source(kernel.text("kernel")), tvm.target.Target(dict(target)))
+    compiled = tvm.compile(parse(kernel.text("kernel")), tvm.target.Target(dict(target)))
     text: str = compiled.mod.inspect_source("asm")
     return text
 
