@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from paredown.evaluators.measurement import Latency
+from paredown.evaluators.timing import LatencyProtocol
 from paredown.hw_profiles.catalog import load_profile
+from paredown.search import device_timing
 from paredown.search.candidate import FLOAT_LAYER, Candidate, LayerChoice
 from paredown.studies.records import StudyRecord, StudySettings, TrialRecord
 from paredown.studies.storage import (
@@ -33,6 +36,13 @@ LAYERS = {
 }  # fmt: skip
 GROUPS = ("stem", "stage1.conv1", "stage2.conv1", "stage2.conv2", "stage3.conv1", "stage3.conv2")
 BASELINE_US = 412.0
+
+
+@pytest.fixture(autouse=True)
+def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time candidates for a moment: these tests look at the study, not at its figures."""
+    short = partial(LatencyProtocol, warm_up_s=0.01, budget_s=0.2)
+    monkeypatch.setattr(device_timing, "LatencyProtocol", short)
 
 
 def make_candidate(bits: dict[str, int], ratios: dict[str, float]) -> Candidate:
