@@ -16,6 +16,7 @@ from paredown.evaluators.tvm.kernels import parsing
 from paredown.hw_profiles import load_profile
 
 STEP = 0.03
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
 
 def network(b: Any) -> Any:
@@ -31,7 +32,16 @@ def network(b: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "raspberry-pi-4", "graviton3", "a100"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x86-64-v3",
+        "x86-64-v4",
+        "raspberry-pi-4",
+        "graviton3",
+        pytest.param("a100", marks=needs_nvcc),
+    ],
+)
 def test_the_function_is_that_of_tvms_parser(
     name: str,
     builder: Any,
@@ -40,8 +50,6 @@ def test_the_function_is_that_of_tvms_parser(
     request: pytest.FixtureRequest,
 ) -> None:
     profile = load_profile(f"{name}@compile-only")
-    if name == "a100" and shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
     if profile.isa.startswith("neon"):
         request.getfixturevalue("arm_sysroot")  # has the linker
     found: list[tuple[str, Any]] = []
