@@ -25,6 +25,7 @@ from .timing import (
     LatencyProtocol,
     Rounds,
     energy_per_run,
+    let_helpers_rest,
     time_rounds,
     without_garbage_collection,
 )
@@ -183,12 +184,11 @@ class TimeBlock:
             block = loaded.warm_block(self.protocol)
             contention = ContentionMeter()
             time_us = block.time_us()
+            share = contention.share()
+            let_helpers_rest()
+            peak_memory_bytes = loaded.peak_memory_bytes
             return Rounds(
-                (time_us,),
-                None,
-                block.n_runs,
-                contention.share(),
-                peak_memory_bytes=loaded.peak_memory_bytes,
+                (time_us,), None, block.n_runs, share, peak_memory_bytes=peak_memory_bytes
             )
 
 

@@ -42,7 +42,7 @@ from paredown.evaluators.estimates import half_iqr, round_ratios
 from paredown.evaluators.latency import COMPARISON_PROTOCOL, summarize
 from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.timing import Rounds
-from paredown.evaluators.worker import Worker
+from paredown.evaluators.worker import TVM_POOL, Worker
 from paredown.hw_profiles import HardwareProfile, load_profile, this_machine
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # each network shows as soon as it is done
     # Read by TVM when it is imported, here for the limits and the calls.
-    os.environ |= {"TVM_NUM_THREADS": str(max(options.threads)), "TVM_BIND_THREADS": "0"}
+    os.environ |= {"TVM_NUM_THREADS": str(max(options.threads)), **TVM_POOL}
     with tempfile.TemporaryDirectory(prefix="paredown-") as folder:
         if options.cold:
             os.environ["PAREDOWN_CACHE"] = f"{folder}/cache"

@@ -157,6 +157,24 @@ def test_child_is_a_pinned_session_of_its_own() -> None:
     assert not is_running(pid)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="this needs two cores")
+def test_pool_rests_when_a_block_is_timed(large_net: Path, profile: HardwareProfile) -> None:
+    def pool_ns() -> int:
+        tasks = Path(f"/proc/{worker.pid}/task")
+        pool = (task for task in tasks.iterdir() if task.name != str(worker.pid))
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in pool)
+
+    library = large_net.with_suffix(".so")
+    with Worker(threads=2) as worker:
+        worker.build("tvm", large_net, library, profile.with_threads(2))
+        before_ns = pool_ns()
+        worker.time_block("tvm", library, protocol=QUICK)
+        used_ns = pool_ns()
+        assert used_ns - before_ns > 1_000_000
+        time.sleep(0.05)
+        assert pool_ns() == used_ns
+
+
 PARENT = """
 import signal
 import sys
