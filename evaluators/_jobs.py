@@ -17,6 +17,7 @@ from .device_server.facts import device_state
 from .devices.state import hindrances
 from .layer_times import LayerSession, LayerTimes, time_layers
 from .measurement import EvaluationError
+from .own_cores import OwnCores, let_helpers_rest
 from .runtimes import Session, TensorSpec
 from .runtimes.base import Array
 from .timing import (
@@ -25,7 +26,6 @@ from .timing import (
     LatencyProtocol,
     Rounds,
     energy_per_run,
-    let_helpers_rest,
     time_rounds,
     without_garbage_collection,
 )
@@ -157,8 +157,10 @@ class Time:
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"):
             call = loaded.bind()
+            calls = [call] if baseline is None else [call, baseline]
             before, start = device_state(), perf_counter()
-            rounds = time_rounds(call, baseline, self.protocol)
+            with OwnCores(calls, self.threads):
+                rounds = time_rounds(call, baseline, self.protocol)
             notes = hindrances(before, device_state(), perf_counter() - start)
             return replace(rounds, notes=notes, peak_memory_bytes=loaded.peak_memory_bytes)
 
@@ -182,9 +184,10 @@ class TimeBlock:
         loaded = sessions.get("candidate", self.runtime, self.artifact, self.threads)
         with step(self.title, "run"), without_garbage_collection():
             block = loaded.warm_block(self.protocol)
-            contention = ContentionMeter()
-            time_us = block.time_us()
-            share = contention.share()
+            with OwnCores([block.time_us], self.threads):
+                contention = ContentionMeter()
+                time_us = block.time_us()
+                share = contention.share()
             let_helpers_rest()
             peak_memory_bytes = loaded.peak_memory_bytes
             return Rounds(
@@ -243,7 +246,8 @@ class TimeLayers:
             rng = np.random.default_rng(0)
             timers.append(session.call_timer(*(spec.random(rng) for spec in session.inputs)))
         with step(self.title, "run"), without_garbage_collection():
-            return time_layers(timers, self.n_runs)
+            with OwnCores(timers, self.threads):
+                return time_layers(timers, self.n_runs)
 
 
 def run_samples(session: Session, inputs: Array) -> Array:

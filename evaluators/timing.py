@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter_ns, sleep, thread_time_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Protocol
 
 from .device_server.energy import EnergyMeter
@@ -25,7 +25,6 @@ Call = Callable[[], object]
 # Reading the clocks takes about 1 us: a sample of this length hides it.
 _MIN_SAMPLE_US = 100.0
 _MIN_ROUNDS_AT_LIMIT = 3
-_TICK_S = 0.01  # the kernel counts the time of a running thread at least this often
 ENERGY_S = 0.5  # counters step once in a millisecond, those of GPUs in up to 100
 
 
@@ -166,34 +165,17 @@ class ContentionMeter:
     """
 
     def __init__(self) -> None:
-        self._delay_ns = _helpers_ns(_WAITED)
+        self._delay_ns = _helpers_delay_ns()
         self._start_ns = perf_counter_ns()
 
     def share(self) -> float:
         """Return the waiting time of all helper threads over the time that has passed."""
         elapsed_ns = perf_counter_ns() - self._start_ns
-        return max(0, _helpers_ns(_WAITED) - self._delay_ns) / max(1, elapsed_ns)
+        return max(0, _helpers_delay_ns() - self._delay_ns) / max(1, elapsed_ns)
 
 
-def let_helpers_rest(limit_s: float = 1.0) -> None:
-    """Wait until the other threads of this process use no core, at most for `limit_s`.
-
-    Pools of threads spin for a while after a run. The next process to be timed would find a core
-    taken and may begin with two of its own threads on the other one, where the scheduler leaves
-    them for longer than a block takes.
-    """
-    end_ns = perf_counter_ns() + limit_s * 1e9
-    before_ns, used_ns = -1, _helpers_ns(_RAN)
-    while used_ns != before_ns and perf_counter_ns() < end_ns:
-        sleep(_TICK_S)
-        before_ns, used_ns = used_ns, _helpers_ns(_RAN)
-
-
-_RAN, _WAITED = 0, 1  # columns of `schedstat`, in nanoseconds
-
-
-def _helpers_ns(column: int) -> int:
-    """Return how long the other threads of this process ran, or waited for a core, so far.
+def _helpers_delay_ns() -> int:
+    """Return how long the other threads of this process waited for a core so far.
 
     Where the kernel does not tell (`CONFIG_SCHED_INFO`), that is 0.
     """
@@ -202,7 +184,7 @@ def _helpers_ns(column: int) -> int:
     for task in Path("/proc/self/task").glob("*/schedstat"):
         if int(task.parent.name) != own:
             with contextlib.suppress(OSError):  # the thread has just ended
-                total += int(task.read_text().split()[column])
+                total += int(task.read_text().split()[1])
     return total
 
 

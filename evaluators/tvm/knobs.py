@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..own_cores import OwnCores
 from . import depthwise, neon_knobs
 from .cache import KernelCache
 from .kernels.conv import FORMS, Knobs
@@ -107,12 +108,13 @@ class KnobChooser:
 
     def _time(self, layer: ConvLayer, candidates: list[Knobs]) -> dict[str, Any]:
         runs = [self._runner(layer, knobs) for knobs in candidates]
-        fastest = interleaved_minimum(runs)
-        close = np.flatnonzero(np.array(fastest) < _CLOSE * min(fastest)).tolist()
-        if len(close) > 1:  # a few percent between them: they are told apart with more care
-            again = interleaved_minimum([runs[i] for i in close], rounds=12, burst_s=1e-3)
-            for i, seconds in zip(close, again, strict=True):
-                fastest[i] = min(fastest[i], seconds)
+        with OwnCores([lambda: [run() for run in runs]], layer.threads):
+            fastest = interleaved_minimum(runs)
+            close = np.flatnonzero(np.array(fastest) < _CLOSE * min(fastest)).tolist()
+            if len(close) > 1:  # a few percent between them: they are told apart with more care
+                again = interleaved_minimum([runs[i] for i in close], rounds=12, burst_s=1e-3)
+                for i, seconds in zip(close, again, strict=True):
+                    fastest[i] = min(fastest[i], seconds)
         best = min(close, key=fastest.__getitem__)
         knobs = candidates[best]
         return {

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from paredown.evaluators.timing import let_helpers_rest
+from paredown.evaluators.own_cores import OwnCores, let_helpers_rest
 from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.kernels.script import Kernel, nest, parallel
 from paredown.hw_profiles import HardwareProfile
@@ -32,13 +32,14 @@ class Limits:
 
     def __init__(self, profile: HardwareProfile) -> None:
         cache = KernelCache(profile.target)
+        self._threads = profile.threads
         self._loops = {kind: _loop(kind, profile, cache) for kind in ("float", "integer")}
 
     def measure(self, kind: str) -> float:
         """Return operations per nanosecond (GOP/s) at this moment; a product and a sum are 2."""
         operations, run = self._loops[kind]
-        run()
-        best = min(_time_ns(run) for _ in range(_TRIES))
+        with OwnCores([run], self._threads):
+            best = min(_time_ns(run) for _ in range(_TRIES))
         let_helpers_rest()
         return operations / best
 
