@@ -189,6 +189,10 @@ def _session_options(threads: int) -> Any:
     # Within a run the threads may spin, as in deployment. Between runs they must not: candidate
     # and baseline have a pool each, and the idle one would take cores from the one being timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # It rounds the weights of a float layer that reads a quantized tensor to 8 bits, with one
+    # scale for all of them: another model than the one whose accuracy is known.
+    key = "optimization.disable_specified_optimizers"
+    options.add_session_config_entry(key, "WeightBiasQuantization")
     return options
 
 

@@ -26,6 +26,7 @@ from .correction import Correction, changes_spread, correct_layers
 from .equalization import equalize
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
+from .last_layer import find_last_layer, fit_last_layer, layer_inputs
 from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
 from .quantization import LayerValues, quantize
 from .reconstruction import layer_outputs, reconstruct
@@ -37,8 +38,11 @@ __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
 CANDIDATE_KEY = "paredown.candidate"
 Report = Callable[[str], None]
 
+_Weights = tuple[FloatModel, dict[str, LayerValues]]  # in float, and what replaces them
+
 _KEPT_MODELS = 4  # pruned models that are kept for candidates that differ in widths alone
 _STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
+_FITTING_BATCHES = 16  # that last layers are fitted on
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
@@ -129,12 +133,11 @@ class Compressor:
         if candidate == self.space.baseline():
             model = copy.deepcopy(self._unpruned.model)
         elif self.shared is None:
-            model = self._rounded(candidate, say)
-        elif self.settings.shared_only or self.settings.finetune_epochs:
-            model = self._cut(self.shared, candidate, say)
+            model = self._quantize(*self._rounded(candidate, say), candidate, say)
+        elif self.settings.finetune_epochs:
+            model = self._quantize(*self._cut(self.shared, candidate, say), candidate, say)
         else:
-            ways = (self._cut(self.shared, candidate, say), self._rounded(candidate, say))
-            model = min(ways, key=self._distance)
+            model = self._nearest(self.shared, candidate, say)
         set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
         sizes = model_size_bytes(model), coded_size_bytes(model)
         return CompressedModel(candidate, model, OnnxModule(model), *sizes)
@@ -210,8 +213,8 @@ class Compressor:
     def _wrap(self, model: ModelProto) -> FloatModel:
         return FloatModel(model, self._inputs, self.settings.sparsity)
 
-    def _cut(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> ModelProto:
-        """Make a candidate with the weights of the shared network."""
+    def _cut(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> _Weights:
+        """Return the weights of a candidate, and its scales, in the shared network."""
         say("cutting from the shared network")
         part = shared.cut(candidate)
         reestimate_batch_norm(part.module, self._statistics)
@@ -223,10 +226,10 @@ class Compressor:
             for name, scale in part.folded_scales(folded).items()
             for node in nodes[name]
         }
-        return self._quantize(base, values, candidate, say)
+        return base, values
 
-    def _rounded(self, candidate: Candidate, say: Report) -> ModelProto:
-        """Make a candidate with the weights of the task's model."""
+    def _rounded(self, candidate: Candidate, say: Report) -> _Weights:
+        """Return the weights of a candidate in the task's model, rounded and corrected."""
         settings = self.settings
         base = self._float_model(candidate, say)
         values = base.layer_values(
@@ -236,7 +239,38 @@ class Compressor:
             by_outputs=settings.round_by_outputs and not settings.finetune_epochs,
         )
         values |= self._corrections(base, values, candidate)
-        return self._quantize(base, values, candidate, say)
+        return base, values
+
+    def _nearest(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> ModelProto:
+        """Make a candidate in all ways, and return the one that is nearest to the whole model.
+
+        What was learned or rounded in the last layer had no regard to what this candidate's other
+        layers compute; to fit it to that takes no training.
+        """
+        ways = [self._cut(shared, candidate, say)]
+        if not self.settings.shared_only:
+            ways.append(self._rounded(candidate, say))
+        say("quantizing")
+        models = [self._write(*way, candidate) for way in ways]
+        distances = [self._distance(model) for model in models]
+        nearest = min(range(len(ways)), key=distances.__getitem__)
+        model, (base, values) = models[nearest], ways[nearest]
+        layer = find_last_layer(base.model)
+        if layer is None:
+            return model
+        say("fitting the last layer")
+        inputs, wanted = self._fitting
+        read = layer_inputs(model, layer.name, inputs.split(len(base.batch)))
+        weight, bias = (base.module.weights[name] for name in layer.input[1:])
+        choice = candidate.layer_choices.get(layer.name)
+        bits = None if choice is None or choice.is_float else choice.weight_bits
+        fitted = fit_last_layer(read, wanted, weight, bias, bits)
+        if bits is None:
+            named = dict(zip(layer.input[1:], (fitted.weight, fitted.bias), strict=True))
+            nearer = self._write(base, values, candidate, replace_floats(base.model, named))
+        else:
+            nearer = self._write(base, {**values, layer.name: fitted}, candidate)
+        return nearer if self._distance(nearer) < distances[nearest] else model
 
     def _distance(self, model: ModelProto) -> float:
         """Return how far a model's outputs are from the uncompressed one's, on training data."""
@@ -321,12 +355,23 @@ class Compressor:
     @cached_property
     def _statistics(self) -> Tensor:
         """Samples as in training, that batch normalisation of a slice is estimated on."""
+        return self._samples(_STATISTICS_BATCHES, seed=0)
+
+    @cached_property
+    def _fitting(self) -> tuple[Tensor, Tensor]:
+        """Other samples, that last layers are fitted on, and the uncompressed model's outputs."""
+        inputs = self._samples(_FITTING_BATCHES, seed=1)
+        return inputs, predict(self._original, inputs)
+
+    def _samples(self, n_batches: int, seed: int) -> Tensor:
+        """Return samples as in training; another seed gives others where there are enough."""
         assert self.task.train is not None  # else there is no shared network
         inputs = self.task.train.inputs
-        n_samples = min(len(inputs), _STATISTICS_BATCHES * batch_size(inputs[0]))
-        inputs = inputs[:: len(inputs) // n_samples][:n_samples].clone()
+        n_samples = min(len(inputs), n_batches * batch_size(inputs[0]))
+        stride = len(inputs) // n_samples
+        inputs = inputs[seed % stride :: stride][:n_samples].clone()
         if self.task.augment is not None:
-            inputs = self.task.augment(inputs, torch.Generator().manual_seed(0))
+            inputs = self.task.augment(inputs, torch.Generator().manual_seed(seed))
         return inputs
 
     @cached_property

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,11 +33,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnx
 import torch
 from scipy.stats import kendalltau
 
 from paredown.evaluators.accuracy import evaluate
+from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.task import Task
 from paredown.hw_profiles.catalog import load_profile
 from paredown.search.candidate import Candidate, digest_of
@@ -261,14 +263,14 @@ def own_rows(bench: Bench, n: int, epochs: int) -> dict[str, Any]:
 
 def file_accuracy(bench: Bench, compressed: CompressedModel) -> float:
     """Return the accuracy of a candidate's file in ONNX Runtime, an image at a time."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        compressed.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
+    runtime = get_runtime("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        written, built = Path(folder, "written.onnx"), Path(folder, "built.onnx")
+        onnx.save(compressed.model, written)
+        runtime.build(written, built, load_profile("local"))
+        session = runtime.load(built, 1)
     data = bench.task.validation
-    outputs = [session.run(None, {name: x[None]})[0][0] for x in data.inputs.numpy()]
+    outputs = [session.run(image[None])[0][0] for image in data.inputs.numpy()]
     return bench.task.metric(torch.from_numpy(np.stack(outputs)), data.targets)
 
 

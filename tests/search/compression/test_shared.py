@@ -10,6 +10,7 @@ from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.candidate import Candidate, LayerChoice
+from paredown.search.compression import compressor as compressor_module
 from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.compression.pruning import prune, reestimate_batch_norm
 from paredown.search.compression.quantizer import along, largest_integer, weight_scales
@@ -137,8 +138,9 @@ def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfil
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_file_of_a_candidate_computes_what_was_cut(
-    build: Build, profile: HardwareProfile, name: str
+    build: Build, profile: HardwareProfile, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compressor_module, "find_last_layer", lambda model: None)  # leave it
     shared, model, space, inputs = make(build, profile, name)
     with torch.no_grad():  # as after training: other weights, and scales that no search finds
         for shift in learned(shared):
@@ -157,6 +159,30 @@ def test_file_of_a_candidate_computes_what_was_cut(
         error = predict(compressed.module, inputs) - expected
         # What is left is the rounding of activations to 8 bits.
         assert error.square().mean() < 0.002 * expected.square().mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [2, 8, 32])
+def test_last_layer_is_fitted_to_the_candidate(
+    build: Build, profile: HardwareProfile, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, model, space, inputs = make(build, profile, "residual")
+    wanted = predict(model, inputs)
+    task = Task("test", model, inputs[:1], inputs, Data(inputs, wanted.argmax(1)))
+    task = dataclasses.replace(task, train=task.validation)
+    candidate = space.uniform(2, pruning_ratio=0.5)
+    choice = LayerChoice.of(bits, 8)
+    last = candidate.layers[-1][0]
+    candidate = dataclasses.replace(candidate, layers=(*candidate.layers[:-1], (last, choice)))
+    compressor = Compressor(task, space, CompressionSettings(shared_only=True), shared=shared)
+    fitted = compressor.compress(candidate).module
+    monkeypatch.setattr(compressor_module, "find_last_layer", lambda model: None)
+    plain = compressor.compress(candidate).module
+    near, far = (distillation_loss(predict(m, inputs), wanted).item() for m in (fitted, plain))
+    assert near < 0.9 * far
+    for name, weight in plain.weights.items():  # what comes before it stays
+        same = torch.equal(weight, fitted.weights[name])
+        assert same != name.startswith(last)
 
 
 @pytest.mark.slow
