@@ -75,6 +75,20 @@ def widen_integers(path: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
+def reads_quantized_in_float(path: Path) -> bool:
+    """Tell whether a layer of a valid ONNX file in float reads a quantized tensor."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    quantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return any(
+        node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        and node.input[0] in quantized
+        and node.input[1] not in quantized
+        for node in graph.node
+    )
+
+
 def _load_checked(path: Path) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError

@@ -11,7 +11,7 @@ from time import clock_gettime_ns, perf_counter_ns, sleep
 from types import TracebackType
 
 _PROBE_NS = 5_000_000
-_PAUSE_S = 0.002
+_PAUSE_S = 0.001
 
 
 class OwnCores:
@@ -53,17 +53,13 @@ class OwnCores:
 
 
 def let_helpers_rest(limit_s: float = 1.0) -> None:
-    """Wait until the other threads of this process use no core, at most for `limit_s`.
+    """Wait until the other threads of this process use or want no core, at most for `limit_s`.
 
     Pools of threads spin for a while after a run, in the way of the process that is timed next.
     """
     end_ns = perf_counter_ns() + limit_s * 1e9
     own = threading.get_native_id()
-    before = None
-    while (used := {t: _used_ns(t) for t in _threads() if t != own}) != before:
-        if perf_counter_ns() > end_ns:
-            return
-        before = used
+    while any(_is_runnable(t) for t in _threads() if t != own) and perf_counter_ns() < end_ns:
         sleep(_PAUSE_S)
 
 
@@ -80,6 +76,14 @@ def _busiest(call: Callable[[], object], count: int) -> list[int]:
 
 def _threads() -> list[int]:
     return [int(task.name) for task in Path("/proc/self/task").glob("*")]
+
+
+def _is_runnable(thread: int) -> bool:
+    try:
+        status = Path(f"/proc/self/task/{thread}/stat").read_text()
+    except OSError:  # it has ended
+        return False
+    return status.rpartition(")")[2].split()[0] == "R"
 
 
 def _used_ns(thread: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..measurement import EvaluationError
+from ..onnx_file import reads_quantized_in_float
 from .base import (
     Array,
     PackagedRuntime,
@@ -48,6 +49,11 @@ class OnnxRuntimeSession:
         import onnxruntime
 
         options = _session_options(threads)
+        if reads_quantized_in_float(model):
+            # It would round the weights of such layers to 8 bits, with one scale for all of them:
+            # another model than the one whose accuracy is known. Elsewhere it rounds biases alone.
+            key = "optimization.disable_specified_optimizers"
+            options.add_session_config_entry(key, "WeightBiasQuantization")
         self._session = onnxruntime.InferenceSession(
             str(model),
             options,
@@ -189,10 +195,6 @@ def _session_options(threads: int) -> Any:
     # Within a run the threads may spin, as in deployment. Between runs they must not: candidate
     # and baseline have a pool each, and the idle one would take cores from the one being timed.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # It rounds the weights of a float layer that reads a quantized tensor to 8 bits, with one
-    # scale for all of them: another model than the one whose accuracy is known.
-    key = "optimization.disable_specified_optimizers"
-    options.add_session_config_entry(key, "WeightBiasQuantization")
     return options
 
 

@@ -8,7 +8,12 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from paredown.evaluators.measurement import EvaluationError
-from paredown.evaluators.onnx_file import fix_batch, read_inputs, widen_integers
+from paredown.evaluators.onnx_file import (
+    fix_batch,
+    read_inputs,
+    reads_quantized_in_float,
+    widen_integers,
+)
 from paredown.evaluators.runtimes import TensorSpec
 
 
@@ -107,3 +112,16 @@ def test_weights_in_blocks_stay(tmp_path: Path) -> None:
     onnx.save(narrow_model(axis=0, block_size=2), path)
     widen_integers(path, same)
     assert onnx.load(same) == onnx.load(path)
+
+
+@pytest.mark.parametrize("is_quantized", [False, True])
+def test_float_layers_behind_quantizers_are_found(
+    builder: Any, tmp_path: Path, is_quantized: bool
+) -> None:
+    source = builder.quantized("input", 0.1, 128)
+    weight = builder.constant(np.ones((2, 2, 1, 1), np.float32))
+    if is_quantized:
+        weight = builder.quantized(weight, 0.1, 128)
+    path = tmp_path / "net.onnx"
+    onnx.save(builder.model((1, 2, 3, 3), builder.op("Conv", source, weight)), path)
+    assert reads_quantized_in_float(path) != is_quantized

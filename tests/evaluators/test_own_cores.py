@@ -73,18 +73,14 @@ def test_threads_that_end_meanwhile_are_no_error(pool: Pool) -> None:
         pool.helper.shutdown()
 
 
-def test_helpers_come_to_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_cores, "_PAUSE_S", 0.2)  # a loaded machine may not let them run
-
-    def spin() -> None:
-        end = time.perf_counter() + 0.5
-        while time.perf_counter() < end:
-            pass
-
-    helper = threading.Thread(target=spin)
-    helper.start()
-    let_helpers_rest(limit_s=0.1)
-    assert helper.is_alive()
+def test_helpers_come_to_rest(pool: Pool) -> None:
+    work = pool.helper.submit(hashlib.pbkdf2_hmac, "sha256", b"", b"", 1_000_000)
+    while work.running() is False:  # until it has begun
+        time.sleep(0.001)
+    let_helpers_rest(limit_s=0.001)
+    early_ns = own_cores._used_ns(pool.busy)
     let_helpers_rest(limit_s=60.0)
-    assert not helper.is_alive()
-    helper.join()
+    used_ns = own_cores._used_ns(pool.busy)
+    work.result()
+    assert early_ns < 0.5 * used_ns
+    assert own_cores._used_ns(pool.busy) < 1.1 * used_ns
