@@ -17,8 +17,8 @@ _PAUSE_S = 0.001
 class OwnCores:
     """Keeps each thread that computes on a core of its own, as a context manager.
 
-    Linux takes the cores for full once threads keep them busy; then it looks for no idle one when
-    it wakes a thread, and two threads stay on one core for longer than a block takes.
+    Else Linux may wake two on one core, and leave them there for longer than a block takes. That
+    was seen where all cores had just been busy.
 
     Args:
         calls: Compute with `threads` threads each; the threads may be the same or others. All are

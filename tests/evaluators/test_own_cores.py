@@ -74,13 +74,16 @@ def test_threads_that_end_meanwhile_are_no_error(pool: Pool) -> None:
 
 
 def test_helpers_come_to_rest(pool: Pool) -> None:
+    before_ns = own_cores._used_ns(pool.busy)
     work = pool.helper.submit(hashlib.pbkdf2_hmac, "sha256", b"", b"", 1_000_000)
-    while work.running() is False:  # until it has begun
+    while own_cores._used_ns(pool.busy) - before_ns < 20_000_000:  # it computes, without the lock
         time.sleep(0.001)
-    let_helpers_rest(limit_s=0.001)
-    early_ns = own_cores._used_ns(pool.busy)
     let_helpers_rest(limit_s=60.0)
     used_ns = own_cores._used_ns(pool.busy)
     work.result()
-    assert early_ns < 0.5 * used_ns
-    assert own_cores._used_ns(pool.busy) < 1.1 * used_ns
+    assert own_cores._used_ns(pool.busy) - before_ns < 1.1 * (used_ns - before_ns)
+
+
+def test_rest_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch, pool: Pool) -> None:
+    monkeypatch.setattr(own_cores, "_is_runnable", lambda thread: True)
+    let_helpers_rest(limit_s=0.05)  # without a limit this would not return
