@@ -16,7 +16,7 @@ from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
 
-_VERSION = 2  # of what lies in the folder; kernels themselves are named after their text
+_VERSION = 3  # of what lies in the folder; kernels themselves are named after their text
 KNOBS_FILE = "knobs.json"
 
 
@@ -69,10 +69,14 @@ class KernelCache:
         return str((self.target.host or self.target).attrs.get("mtriple", ""))
 
     @property
+    def arch(self) -> str:
+        """The target's CPU architecture, such as `x86_64`."""
+        return self.triple.split("-")[0] or this_machine().arch
+
+    @property
     def linker(self) -> str:
         """What links for the target: the system's compiler driver, or a cross linker."""
-        arch = self.triple.split("-")[0]
-        return f"{self.triple}-ld" if arch not in ("", this_machine().arch) else "cc"
+        return "cc" if self.arch == this_machine().arch else f"{self.triple}-ld"
 
     def cpu_flags(self) -> frozenset[str]:
         """Return the CPU flags, as Linux names them, that LLVM may use for the target."""
@@ -107,7 +111,8 @@ class KernelCache:
 
         symbol = kernel.symbol
         try:
-            module = self.compile(tvm.IRModule({symbol: parse(kernel.text(symbol))})).mod
+            function = parse(kernel.text(symbol), aligns_stack=self.arch == "x86_64")
+            module = self.compile(tvm.IRModule({symbol: function})).mod
             module.write_to_file(str(path), "o")
         except Exception as error:  # TVM raises plain exceptions of many types
             raise EvaluationError(

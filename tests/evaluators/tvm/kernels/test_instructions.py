@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tvm
 
+from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.parsing import parse
 from paredown.evaluators.tvm.kernels.script import Kernel
@@ -28,7 +31,7 @@ VNNI = "vpdpbusd"
 AFTER_VNNI = r"\bvmovw\b|\bvdpbf16ps\b|\bvpdpb(ss|su|uu)ds?\b|\btdpb"
 
 
-def layer(top: int, groups: int = 1) -> ConvLayer:
+def layer(top: int, groups: int = 1, threads: int = 1) -> ConvLayer:
     """A 3 x 3 layer of 64 channels with random weights of at most `top`."""
     geometry = ConvGeometry(64, 64, 64, (3, 3), groups=groups)
     weights = np.random.default_rng(0).integers(-top, top + 1, (64, 64 // groups, 3, 3))
@@ -36,7 +39,7 @@ def layer(top: int, groups: int = 1) -> ConvLayer:
     source = Image(None, "uint8", 1, 26, 26, 64, 64)
     sink = Sink(0, "uint8", 0.5, 128)
     output = sink.image(1, 24, 24, 64)
-    placed = (np.ones(64, np.float32), source, (0, 0), output, sink, 1)
+    placed = (np.ones(64, np.float32), source, (0, 0), output, sink, threads)
     return ConvLayer(geometry, weights.astype(np.int8), np.zeros(64, np.int32), *placed)
 
 
@@ -96,6 +99,29 @@ def test_vnni_is_used(profile: str, groups: int) -> None:
     isa = load_profile(profile).isa
     (knobs, *_) = [k for k in options(case, isa) if k.form in ("dot", "dw_dot")]
     assert VNNI in assembly(case.call(knobs).kernel, profile)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("profile", "vector", "mask"), [("x86-64-v3", "ymm", "e0"), ("x86-64-v4-vnni", "zmm", "c0")]
+)
+def test_vectors_on_the_stack_are_aligned(
+    tmp_path: Path, profile: str, vector: str, mask: str, threads: int
+) -> None:
+    hardware = load_profile(profile).with_threads(threads)
+    cache, case = KernelCache(hardware.target, tmp_path), layer(63, threads=threads)
+    found = 0
+    for knobs in options(case, hardware.isa):
+        file = cache.object_file(case.call(knobs).kernel)
+        command = ["objdump", "--disassemble", "--no-show-raw-insn", str(file)]
+        code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for function in code.split("\n\n"):
+            if "tvm_set_raised" in function:  # TVM's own, for errors
+                continue
+            if re.search(rf"{vector}\d+,-?0x\w+\(%r[sb]p\)", function):
+                found += 1
+                assert re.search(rf"and +\$0xf+{mask},%rsp", function)
+    assert found
 
 
 def inner_loop(code: str) -> list[str]:
