@@ -40,7 +40,7 @@ def lower_moved_matmul(low: Lowering, node: Node, sink: Sink) -> Image | None:
     maker: Node | None = node
     while maker is not None and maker.op in MOVES and view is not None:
         view = view.before(graph, maker)
-        name, user = _behind_same_steps(low, maker, sink)
+        name, user, sink = _behind_same_steps(low, maker, sink)
         if graph.only_user(name) is not user:
             return None
         maker = graph.producer(name)
@@ -49,15 +49,16 @@ def lower_moved_matmul(low: Lowering, node: Node, sink: Sink) -> Image | None:
     return None if view is None or view.strides[-1] != 1 else _multiply(low, maker, sink, view)
 
 
-def _behind_same_steps(low: Lowering, node: Node, sink: Sink) -> tuple[str, Node]:
-    """Return what a node reads, and its reader; behind a Q and DQ pair that changes nothing.
+def _behind_same_steps(low: Lowering, node: Node, sink: Sink) -> tuple[str, Node, Sink]:
+    """Return what a node reads, its reader, and the sink; behind a Q and DQ pair of its steps.
 
-    That is a pair with the steps in which the sink stores what comes through it unchanged.
+    Such a pair changes nothing that is stored in these steps afterwards. The bounds of a Clip in
+    front of it become those of the sink.
     """
     graph, name = low.graph, node.inputs[0]
     dequantize = graph.producer(name)
     if dequantize is None or dequantize.op != "DequantizeLinear" or sink.dtype != "uint8":
-        return name, node
+        return name, node, sink
     quantize = graph.producer(dequantize.inputs[0])
     steps = quantizer(graph, dequantize)
     if (
@@ -68,10 +69,14 @@ def _behind_same_steps(low: Lowering, node: Node, sink: Sink) -> tuple[str, Node
         or graph.only_user(dequantize.inputs[0]) is not dequantize
         or (steps.scale, steps.zero_point) != (sink.scale, sink.zero_point)
         or sink.activation.name
-        or sink.steps != (-sink.zero_point, 255 - sink.zero_point)
     ):
-        return name, node
-    return quantize.inputs[0], quantize
+        return name, node, sink
+    name = quantize.inputs[0]
+    clip = graph.producer(name)
+    bounds = low.activation(clip) if clip is not None else None
+    if clip is None or bounds is None or graph.only_user(name) is not quantize:
+        return name, quantize, sink
+    return clip.inputs[0], clip, sink.clamped(*bounds)
 
 
 # ---- operands

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paredown.evaluators.layer_times import LayerSession
+from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.tvm import lowering
 from paredown.evaluators.tvm.compiler import compile_onnx
 from paredown.hw_profiles import load_profile
@@ -48,10 +50,13 @@ def attention(b: Any, x: str, scores: Callable[[str], str] = lambda s: s) -> str
     return name
 
 
-def quantized_attention(b: Any, x: str, grid: tuple[float, int], *, is_everywhere: bool) -> str:
+def quantized_attention(
+    b: Any, x: str, grid: tuple[float, int], *, is_everywhere: bool, is_narrow: bool = False
+) -> str:
     """Attention with steps before its products; or with a Q and DQ pair behind every node.
 
-    Keys are quantized after they are moved alone.
+    Keys are quantized after they are moved alone. The steps of the result are of 8 bits, or of 5
+    where it is narrow, which a Clip before each pair says.
     """
 
     def q(name: str, step: float = grid[0], zero_point: int = grid[1]) -> str:
@@ -69,9 +74,14 @@ def quantized_attention(b: Any, x: str, grid: tuple[float, int], *, is_everywher
     x = b.op("Mul", x, b.number(0.35))
     x = b.op("Softmax", q(x, 0.01, 120) if is_everywhere else x, axis=-1)
     x = b.op("MatMul", q(x, 1 / 255, 0), split(values, [0, 2, 1, 3]))
-    x = b.op("Transpose", q(x, 0.01, 130), perm=[0, 2, 1, 3])
-    x = b.op("Reshape", q(x, 0.01, 130), b.integers(-1, 9, 24))
-    return q(x, 0.01, 130)
+
+    def result(name: str) -> str:
+        if is_narrow:
+            name = b.op("Clip", name, b.number(-0.16), b.number(0.15))
+        return q(name, 0.01, 16 if is_narrow else 130)
+
+    x = b.op("Transpose", result(x), perm=[0, 2, 1, 3])
+    return result(b.op("Reshape", result(x), b.integers(-1, 9, 24)))
 
 
 @case
@@ -177,16 +187,23 @@ def test_network(make: Network, builder: Any, same_as_reference: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_narrow", [False, True])
 @pytest.mark.parametrize(("zero_point", "is_everywhere"), QUANTIZED)
 def test_quantized_attention(
-    builder: Any, run_tvm: Any, run_reference: Any, zero_point: int, is_everywhere: bool
+    builder: Any,
+    run_tvm: Any,
+    run_reference: Any,
+    zero_point: int,
+    is_everywhere: bool,
+    is_narrow: bool,
 ) -> None:
-    grid = (0.02, zero_point)
-    x = quantized_attention(builder, "input", grid, is_everywhere=is_everywhere)
+    x = quantized_attention(
+        builder, "input", (0.02, zero_point), is_everywhere=is_everywhere, is_narrow=is_narrow
+    )
     model = builder.model((2, 9, 24), x)
     data = np.random.default_rng(3).standard_normal((2, 9, 24)).astype(np.float32) * 0.5
     (got,), (expected,) = run_tvm(model, data), run_reference(model, data)
-    assert np.abs(expected).max() > 10 * 0.01
+    assert np.abs(expected).max() > (0.159 if is_narrow else 10 * 0.01)
     steps = np.abs(np.rint((got - expected) / 0.01))
     assert steps.max() <= 1  # a softmax next to a tie may round to the other side
     assert (steps > 0).mean() < 0.01
@@ -204,3 +221,17 @@ def test_attention_is_left_to_no_other_compiler(
     x = quantized_attention(builder, linear(builder, x, 24, 24), (0.02, 128), is_everywhere=False)
     model = builder.model((1, 9, 24), linear(builder, x, 24, 8))
     compile_onnx(model, load_profile("local"), tmp_path / "model.so")
+
+
+@pytest.mark.slow
+def test_narrow_steps_take_no_further_calls(builder: Any, tmp_path: Any) -> None:
+    calls = []
+    for is_narrow in (False, True):
+        x = quantized_attention(
+            builder, "input", (0.02, 128), is_everywhere=False, is_narrow=is_narrow
+        )
+        compile_onnx(builder.model((1, 9, 24), x), load_profile("local"), tmp_path / "model.so")
+        session = get_runtime("tvm").load(tmp_path / "model.so", 1)
+        assert isinstance(session, LayerSession)
+        calls.append(len(session.call_timer(np.zeros((1, 9, 24), np.float32))()))
+    assert calls[0] == calls[1]
