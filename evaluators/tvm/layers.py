@@ -25,6 +25,8 @@ from .sink import Sink
 from .stored import StoredWeights, store
 from .transposed import Phases
 
+_FAR_BYTES = 1 << 17  # weights of a layer that have left the near caches when it runs again
+
 Arguments = list[NDArray[np.generic]]
 
 
@@ -181,9 +183,15 @@ class ConvLayer:
         form = FORMS[knobs.form]
         shift, layer = self._shifted(form)
         is_spread = self.phases is not None
-        kernel = conv_kernel(knobs, self._stores(knobs), self.threads, is_spread=is_spread)
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
+        kernel = conv_kernel(
+            knobs,
+            self._stores(knobs),
+            self.threads,
+            is_spread=is_spread,
+            prefetches=not form.is_neon and packed.nbytes >= _FAR_BYTES,
+        )
         offsets = self.geometry.segment_offsets(self.source.row) + self.source.offset(*self.pads)
         reads, writes = self._places(cut.starts)
         table = [offsets, cut.channel_offsets + reads]

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from . import epilogue, neon
 from .epilogue import Epilogue
 from .script import Kernel, fill_border, intrinsic, nest, parallel, shuffle
@@ -92,6 +94,9 @@ FORMS = {
 }
 
 
+_STEPS_AHEAD = 32  # 24 to 48 gave the same
+_LINE_BYTES = 64
+
 X86_FORMS = ("pair1", "pair2", "pair4", "rolled", "wide", "words", "dot")
 
 
@@ -107,14 +112,20 @@ class Knobs:
 
 
 def conv_kernel(
-    knobs: Knobs, stores: Epilogue, threads: int, *, is_spread: bool = False
+    knobs: Knobs,
+    stores: Epilogue,
+    threads: int,
+    *,
+    is_spread: bool = False,
+    prefetches: bool = False,
 ) -> Kernel:
     """Return the kernel of a convolution or linear layer.
 
     Buffers: `A` input image, `W` packed weights (see `packing.pack`), `B` bias (int32, or float32
     for the float form), `S` scale per channel (integer forms), `G` the int32 table, what the
     epilogue adds, `D` output image. With `is_spread`, the table says where each block goes, and
-    rows and pixels of the output are those of one phase.
+    rows and pixels of the output are those of one phase. With `prefetches`, weights are asked for
+    some steps before they are multiplied.
     """
     form = FORMS[knobs.form]
     data, bias = (form.data, "int32") if form.is_integer else ("float32", "float32")
@@ -145,9 +156,10 @@ def conv_kernel(
     ]
     body = [
         f"wb: T.let[T.int32] = T.min(wt * {knobs.tw}, wo - {knobs.tw})",
-        *Tile(form, knobs, stores, "to" if is_spread else "ob").lines(),
+        *Tile(form, knobs, stores, "to" if is_spread else "ob", prefetches=prefetches).lines(),
     ]
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
+    name += "_ahead" if prefetches else ""
     sizes = _SPREAD if is_spread else ("ho", "wo", "drs", "dcs")
     return Kernel(
         kind=f"spread_{name}" if is_spread else name,
@@ -161,8 +173,17 @@ def conv_kernel(
 class Tile:
     """Writes the lines of one tile: clear, accumulate, store."""
 
-    def __init__(self, form: Form, knobs: Knobs, stores: Epilogue, to: str = "ob") -> None:
+    def __init__(
+        self,
+        form: Form,
+        knobs: Knobs,
+        stores: Epilogue,
+        to: str = "ob",
+        *,
+        prefetches: bool = False,
+    ) -> None:
         self.form, self.knobs, self.stores, self.to = form, knobs, stores, to
+        self.prefetches = prefetches
         self.lanes = knobs.lanes
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
         if form.is_neon and form.group == 8 and form.is_shifted:
@@ -204,10 +225,11 @@ class Tile:
         """Numbers of a pixel from `at` on."""
         return f"A[{self._ramp(self._place(at, i, j), lanes)}]"
 
-    def weights(self, at: str, lanes: int) -> str:
+    def weights(self, at: str, lanes: int = 1) -> str:
         """Weights from `at` on."""
         first = f"start[{self.pixels}] + T.Cast('int64', {at})"
-        return f"W[{self._ramp(f'wb0 + {at}' if self.form.is_neon else first, lanes)}]"
+        first = f"wb0 + {at}" if self.form.is_neon else first
+        return f"W[{first if lanes == 1 else self._ramp(first, lanes)}]"
 
     def _place(self, at: str, i: str = "i", j: str = "j") -> str:
         if self.form.is_neon:
@@ -248,6 +270,23 @@ class Tile:
         ]
 
     # ---- inner products
+
+    def _ahead(self, *steps: str) -> list[str]:
+        """Lines that prefetch the weights of later steps, a cache line at a time."""
+        if not self.prefetches:
+            return []
+        size = self.knobs.ocb * self.form.group
+        line = _LINE_BYTES // np.dtype(self.form.weights).itemsize
+        places = [
+            f"({step} + {_STEPS_AHEAD}) * {size} + {at}"
+            for step in steps
+            for at in range(0, size, line)
+        ]
+        return [
+            "T.evaluate(T.call_llvm_intrin('void', 'llvm.prefetch', "
+            f"T.address_of({self.weights(place)}), 0, 3, 1))"
+            for place in places
+        ]
 
     def accumulate(self) -> list[str]:
         """Lines that add one segment to the sums."""
@@ -292,14 +331,18 @@ class Tile:
         run = self.form.unroll
         total = " + ".join(self._madd_bytes(f"c * {run} + {s}") for s in range(run))
         lines = self.each(f"{self.acc} = {self.acc} + {self._widen(f'({total})')}")
-        return nest([f"for c in range(steps // {run}):"], lines)
+        ahead = self._ahead(*(f"c * {run} + {s}" for s in range(run)))
+        return nest([f"for c in range(steps // {run}):"], [*ahead, *lines])
 
     def _rolled(self) -> list[str]:
         steps = [f"c * run + s * 2 + {u}" for u in (0, 1)]
         sums = [self.each(f"{self.acc16} = {self.acc16} + {self._madd_bytes(s)}") for s in steps]
         lines = [
             *self.each(f"{self.acc16} = T.broadcast(T.int16(0), {2 * self.lanes})"),
-            *nest(["for s in range(T.min(run, steps - c * run) // 2):"], [*sums[0], *sums[1]]),
+            *nest(
+                ["for s in range(T.min(run, steps - c * run) // 2):"],
+                [*self._ahead(*steps), *sums[0], *sums[1]],
+            ),
             *self.each(f"{self.acc} = {self.acc} + {self._widen(self.acc16)}"),
         ]
         return nest(["for c in range((steps + run - 1) // run):"], lines)
@@ -307,13 +350,13 @@ class Tile:
     def _wide(self) -> list[str]:
         data = f"T.Cast('int16x16', T.reinterpret('uint8x16', T.broadcast({self._data('c')}, 4)))"
         product = self._madd_words(data, self._weights("c", 16))
-        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+        return self._each_step(f"{self.acc} = {self.acc} + {product}")
 
     def _words(self) -> list[str]:
         lanes = self.lanes
         data = f"T.reinterpret('int16x{2 * lanes}', T.broadcast({self._data('c')}, {lanes}))"
         product = self._madd_words(data, self._weights("c", 2 * lanes))
-        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+        return self._each_step(f"{self.acc} = {self.acc} + {product}")
 
     def _dot(self) -> list[str]:
         name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
@@ -324,12 +367,12 @@ class Tile:
             self.repeated("c"),
             self._weights("c", 4 * self.lanes),
         )
-        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
+        return self._each_step(f"{self.acc} = {total}")
 
     def _plain(self) -> list[str]:
         data = f"T.broadcast(T.Cast('int32', {self.number('c')}), 8)"
         product = f"{data} * T.Cast('int32x8', {self._weights('c', 8)})"
-        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {self.acc} + {product}"))
+        return self._each_step(f"{self.acc} = {self.acc} + {product}")
 
     def _f32(self) -> list[str]:
         lanes = self.lanes
@@ -339,7 +382,10 @@ class Tile:
         if self.form.name == "f16":
             weights = f"T.Cast('float32x{lanes}', {weights})"
         total = intrinsic(f"float32x{lanes}", name, data, weights, self.acc)
-        return nest(["for c in range(steps):"], self.each(f"{self.acc} = {total}"))
+        return self._each_step(f"{self.acc} = {total}")
+
+    def _each_step(self, line: str) -> list[str]:
+        return nest(["for c in range(steps):"], [*self._ahead("c"), *self.each(line)])
 
     # ---- result
 

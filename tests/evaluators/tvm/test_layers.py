@@ -261,6 +261,29 @@ def test_float_layer(kernels: Any, sizes: Sizes, seed: int, is_quantized: bool) 
             assert_close(got, np.clip(reals, -1, 6))
 
 
+@pytest.mark.parametrize("bits", [2, 6, 7, 8, 32])
+def test_weights_beyond_the_near_caches(kernels: Any, bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    sizes = Sizes(1, (3, 5), ConvGeometry(160, 160, 104, (3, 3)), (1, 1), 1)
+    sink = Sink(0) if bits == 32 else Sink(0, "uint8", 0.25, 90)
+    case = Case(sizes, rng, sink, bits)
+    if bits == 32:
+        data = rng.standard_normal((1, 3, 5, 160)).astype(np.float32)
+        bias, factor = np.zeros(104, np.float32), np.ones(104, np.float32)
+        layer = case.layer(source_image(sizes, "float32"), bias, factor)
+        reals = sums(sizes, data, case.weights)
+    else:
+        layer, data, reals = case.integer(100, 255)
+    for knobs in settings_of(kernels, layer):
+        is_far = not knobs.form.startswith("neon")
+        assert layer.call(knobs).kernel.kind.endswith("_ahead") == is_far
+        got = run(kernels, layer, knobs, data)
+        if bits == 32:
+            assert_close(got, reals)
+        else:
+            np.testing.assert_array_equal(got, stored(sink, reals))
+
+
 @given(sizes=sizes(), seed=numbers)
 @few
 def test_layer_of_halves(kernels: Any, sizes: Sizes, seed: int) -> None:

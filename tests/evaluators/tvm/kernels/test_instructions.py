@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tvm
 
+from paredown.evaluators.tvm import layers
 from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.parsing import parse
@@ -122,6 +123,13 @@ def test_vectors_on_the_stack_are_aligned(
                 found += 1
                 assert re.search(rf"and +\$0xf+{mask},%rsp", function)
     assert found
+
+
+@pytest.mark.parametrize("profile", ["x86-64-v3", "x86-64-v4-vnni"])
+def test_many_weights_are_prefetched(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "prefetcht0" not in best(profile, 63)
+    monkeypatch.setattr(layers, "_FAR_BYTES", 0)
+    assert "prefetcht0" in best(profile, 63)
 
 
 def inner_loop(code: str) -> list[str]:
