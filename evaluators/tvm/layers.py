@@ -185,12 +185,14 @@ class ConvLayer:
         is_spread = self.phases is not None
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
+        # With two threads a ResNet-18 took 33 % longer with prefetches, for reasons not yet known.
+        prefetches = self.threads == 1 and not form.is_neon and packed.nbytes >= _FAR_BYTES
         kernel = conv_kernel(
             knobs,
             self._stores(knobs),
             self.threads,
             is_spread=is_spread,
-            prefetches=not form.is_neon and packed.nbytes >= _FAR_BYTES,
+            prefetches=prefetches,
         )
         offsets = self.geometry.segment_offsets(self.source.row) + self.source.offset(*self.pads)
         reads, writes = self._places(cut.starts)
