@@ -185,7 +185,8 @@ class ConvLayer:
         is_spread = self.phases is not None
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
-        # With two threads a ResNet-18 took 33 % longer with prefetches, for reasons not yet known.
+        # In the function that TVM makes of a parallel loop, LLVM cannot tell the sums from what is
+        # prefetched, and stores them in every step: a ResNet-18 took 33 % longer.
         prefetches = self.threads == 1 and not form.is_neon and packed.nbytes >= _FAR_BYTES
         kernel = conv_kernel(
             knobs,
