@@ -159,7 +159,7 @@ def conv_kernel(
         *Tile(form, knobs, stores, "to" if is_spread else "ob", prefetches=prefetches).lines(),
     ]
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
-    name += "_ahead" if prefetches else ""
+    name += "_prefetch" if prefetches else ""
     sizes = _SPREAD if is_spread else ("ho", "wo", "drs", "dcs")
     return Kernel(
         kind=f"spread_{name}" if is_spread else name,
@@ -271,7 +271,7 @@ class Tile:
 
     # ---- inner products
 
-    def _ahead(self, *steps: str) -> list[str]:
+    def _prefetch(self, *steps: str) -> list[str]:
         """Lines that prefetch the weights of later steps, a cache line at a time."""
         if not self.prefetches:
             return []
@@ -331,8 +331,8 @@ class Tile:
         run = self.form.unroll
         total = " + ".join(self._madd_bytes(f"c * {run} + {s}") for s in range(run))
         lines = self.each(f"{self.acc} = {self.acc} + {self._widen(f'({total})')}")
-        ahead = self._ahead(*(f"c * {run} + {s}" for s in range(run)))
-        return nest([f"for c in range(steps // {run}):"], [*ahead, *lines])
+        prefetch = self._prefetch(*(f"c * {run} + {s}" for s in range(run)))
+        return nest([f"for c in range(steps // {run}):"], [*prefetch, *lines])
 
     def _rolled(self) -> list[str]:
         steps = [f"c * run + s * 2 + {u}" for u in (0, 1)]
@@ -341,7 +341,7 @@ class Tile:
             *self.each(f"{self.acc16} = T.broadcast(T.int16(0), {2 * self.lanes})"),
             *nest(
                 ["for s in range(T.min(run, steps - c * run) // 2):"],
-                [*self._ahead(*steps), *sums[0], *sums[1]],
+                [*self._prefetch(*steps), *sums[0], *sums[1]],
             ),
             *self.each(f"{self.acc} = {self.acc} + {self._widen(self.acc16)}"),
         ]
@@ -385,7 +385,7 @@ class Tile:
         return self._each_step(f"{self.acc} = {total}")
 
     def _each_step(self, line: str) -> list[str]:
-        return nest(["for c in range(steps):"], [*self._ahead("c"), *self.each(line)])
+        return nest(["for c in range(steps):"], [*self._prefetch("c"), *self.each(line)])
 
     # ---- result
 

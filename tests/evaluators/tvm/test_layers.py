@@ -278,7 +278,7 @@ def test_weights_beyond_the_near_caches(kernels: Any, bits: int) -> None:
         is_far = not knobs.form.startswith("neon")
         for threads in (1, 2):
             kind = replace(layer, threads=threads).call(knobs).kernel.kind
-            assert kind.endswith("_ahead") == (is_far and threads == 1)
+            assert kind.endswith("_prefetch") == (is_far and threads == 1)
         got = run(kernels, replace(layer, threads=1), knobs, data)
         if bits == 32:
             assert_close(got, reals)
