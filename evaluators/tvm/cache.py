@@ -16,7 +16,7 @@ from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
 
-_VERSION = 3  # of what lies in the folder; kernels themselves are named after their text
+_VERSION = 4  # of what lies in the folder; kernels themselves are named after their text
 KNOBS_FILE = "knobs.json"
 
 
@@ -112,7 +112,9 @@ class KernelCache:
         symbol = kernel.symbol
         try:
             function = parse(kernel.text(symbol), aligns_stack=self.arch == "x86_64")
-            module = self.compile(tvm.IRModule({symbol: function})).mod
+            # The pass that joins buffers forgets what `local_buffer` says of them.
+            with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
+                module = self.compile(tvm.IRModule({symbol: function})).mod
             module.write_to_file(str(path), "o")
         except Exception as error:  # TVM raises plain exceptions of many types
             raise EvaluationError(

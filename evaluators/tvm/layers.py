@@ -185,9 +185,7 @@ class ConvLayer:
         is_spread = self.phases is not None
         cut = segment(self.weights, self.geometry, knobs.ocb)
         packed, steps = pack(cut, form)
-        # In the function that TVM makes of a parallel loop, LLVM cannot tell the sums from what is
-        # prefetched, and stores them in every step: a ResNet-18 took 33 % longer.
-        prefetches = self.threads == 1 and not form.is_neon and packed.nbytes >= _FAR_BYTES
+        prefetches = not form.is_neon and packed.nbytes >= _FAR_BYTES
         kernel = conv_kernel(
             knobs,
             self._stores(knobs),
@@ -225,8 +223,7 @@ class ConvLayer:
 
     def _chunks(self, blocks: int, rows_of_tiles: int) -> int:
         """Return into how many parts rows are cut, so that all threads get as much to do."""
-        few = min(blocks, 4 * self.threads)  # with many blocks one more or less matters little
-        chunks = 1 if few == 4 * self.threads else self.threads // math.gcd(few, self.threads)
+        chunks = self.threads // math.gcd(blocks, self.threads)
         return min(chunks, self.output.n * rows_of_tiles)
 
     # ---- depthwise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import epilogue
 from .epilogue import Epilogue
 from .pointwise import real_numbers
-from .script import Kernel, fill_border, nest, parallel, reduced
+from .script import Kernel, fill_border, local_buffer, nest, parallel, reduced
 
 _SOURCE = ("a0ns", "a0rs", "a0cs", "a0off", "z0", "width")
 _LEAST = "T.float32('-inf')"
@@ -35,7 +35,7 @@ def across_kernel(data: str, how: str, stores: Epilogue, threads: int) -> Kernel
     to = "D[T.ramp(b * dns + y * drs + x * dcs + doff, 1, 8)]"
     body = [
         _PLACE,
-        "acc = T.alloc_buffer((1, 8), 'float32', scope='local')",
+        local_buffer("acc", "float32", 1, 8),
         f"{acc} = T.broadcast({least}, 8)",
         *nest([_EACH], [f"{acc} = {join.format(acc, _numbers(data, least))}"]),
         *reduced("joined", acc, 8, join),
@@ -76,7 +76,7 @@ def response_kernel(stores: Epilogue, beta: float, threads: int) -> Kernel:
     to = "D[T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)]"
     tap = [f"near: T.let[T.float32x8] = {other}", f"{acc} = {acc} + near * near"]
     body = [
-        "acc = T.alloc_buffer((1, 8), 'float32', scope='local')",
+        local_buffer("acc", "float32", 1, 8),
         f"{acc} = T.broadcast(T.float32(0), 8)",
         *nest(["for k in range(size):"], tap),
         f"total: T.let[T.float32x8] = {acc} * T.broadcast(rate, 8) + T.broadcast(offset, 8)",

@@ -21,7 +21,7 @@ import numpy as np
 
 from . import epilogue, neon
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, intrinsic, nest, parallel, shuffle
+from .script import Kernel, fill_border, intrinsic, local_buffer, nest, parallel, shuffle
 
 INTS = (
     *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
@@ -138,7 +138,7 @@ def conv_kernel(
         f"for task in {parallel('blocks * chunks', threads)}:",
         # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
         # them there for seconds.
-        "at = T.alloc_buffer((5,), 'int32', scope='local')",
+        local_buffer("at", "int32", 5),
         "at[0] = task // chunks",
         "o: T.let[T.int32] = at[0]",
         f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
@@ -212,7 +212,7 @@ class Tile:
             return [f"wb0: T.let[T.int32] = {weights}"]
         start = f"start[i * {self.knobs.tw} + j]"
         return [
-            f"start = T.alloc_buffer(({self.pixels + 1},), 'int64', scope='local')",
+            local_buffer("start", "int64", self.pixels + 1),
             *self.each(f"{start} = T.Cast('int64', {pixel})", vectors=1),
             f"start[{self.pixels}] = T.Cast('int64', {weights})",
         ]
@@ -249,13 +249,11 @@ class Tile:
         start = f"T.broadcast(0, {lanes})"
         if not self.form.is_integer:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
-        lines = [f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')"]
+        lines = [local_buffer("acc", dtype, self.size, lanes)]
         if self.form.is_neon:
             lines += neon.buffers(self)
         if self.form.name == "rolled":
-            lines.append(
-                f"acc16 = T.alloc_buffer(({self.size}, {2 * lanes}), 'int16', scope='local')"
-            )
+            lines.append(local_buffer("acc16", "int16", self.size, 2 * lanes))
         step = self.knobs.ocb * self.form.group
         segment = [
             "ab: T.let[T.int32] = b * ans + hb * ars + wb * acs + G[g] + oo",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from . import epilogue
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, intrinsic, nest, parallel
+from .script import Kernel, fill_border, intrinsic, local_buffer, nest, parallel
 
 INTS = (
     *("n", "ho", "wo", "ans", "ars", "px"),
@@ -187,15 +187,11 @@ class _Tile:
         dtype = "int32" if self.form.is_integer else "float32"
         size = self.window.tile * self.parts
         start = "T.broadcast(0, {})" if self.form.is_integer else "B[T.ramp(cb, 1, {})]"
-        lines = [f"acc = T.alloc_buffer(({size}, {self.lanes}), '{dtype}', scope='local')"]
+        lines = [local_buffer("acc", dtype, size, self.lanes)]
         if self.in_16:
-            lines += [f"acc16 = T.alloc_buffer(({size}, {self.lanes_16}), 'int16', scope='local')"]
+            lines += [local_buffer("acc16", "int16", size, self.lanes_16)]
         if self.form.rows > 1:
-            lines += [
-                f"{name} = T.alloc_buffer(({self.parts}, {self.width}), '{self.data}', "
-                "scope='local')"
-                for name in "pq"
-            ]
+            lines += [local_buffer(name, self.data, self.parts, self.width) for name in "pq"]
         lines += self.every("{acc} = " + start.format(self.lanes))
         group = [
             *(

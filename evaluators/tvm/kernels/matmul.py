@@ -16,7 +16,7 @@ from __future__ import annotations
 from . import epilogue
 from .conv import FORMS, WIDE_ORDER, Form, Knobs, Tile
 from .epilogue import Epilogue
-from .script import Kernel, intrinsic, nest, parallel
+from .script import Kernel, intrinsic, local_buffer, nest, parallel
 
 _PACKED = {"f32": "float32", "dot": "int8", "wide": "int16", "plain": "int16"}
 _UNITS = {"dot": 4, "wide": 2, "plain": 2}  # packed numbers in the room of an int32
@@ -178,7 +178,7 @@ class _Panel:
         kept = f"T.reinterpret('{packed_dtype(self.form)}x{lanes * unit}', {total})"
         to = f"to + {steps} * {self.ocb * group} + v * {lanes * unit}"
         return [
-            f"sums = T.alloc_buffer(({self.ocb // lanes * per}, {lanes}), 'int32', scope='local')",
+            local_buffer("sums", "int32", self.ocb // lanes * per, lanes),
             *nest([each], [f"{total} = T.broadcast(0, {lanes})" for total in sums]),
             *nest([f"for c in range({steps}):", each], added),
             *nest([each], [f"D[T.ramp({to}, 1, {lanes * unit})] = {kept}"]),
@@ -253,12 +253,12 @@ class _Product(Tile):
         dtype, zero = ("int32", "0") if self.form.is_integer else ("float32", "T.float32(0)")
         lines = [
             *self.starts("ab0 + (wb + j) * acs", "(b * blocks + o) * panel"),
-            f"acc = T.alloc_buffer(({self.size}, {lanes}), '{dtype}', scope='local')",
+            local_buffer("acc", dtype, self.size, lanes),
             *self.each(f"{self.acc} = T.broadcast({zero}, {lanes})"),
         ]
         if self.is_shifted:
             lines += [
-                f"rows = T.alloc_buffer(({tw}, {lanes}), 'int32', scope='local')",
+                local_buffer("rows", "int32", tw, lanes),
                 *self.each(f"{self._row_sum} = T.broadcast(0, {lanes})", vectors=1),
             ]
         return [*lines, *self._accumulated(), *self._store_all()]
@@ -295,7 +295,7 @@ class _Product(Tile):
             lines = self.stores.real(to, self.acc, "", lanes)
         if self.is_narrow:
             lines = [
-                f"out = T.alloc_buffer((1, 8), '{self.stores.output}', scope='local')",
+                local_buffer("out", self.stores.output, 1, 8),
                 *lines,
                 *nest(["for s in range(n):"], [f"D[{pixel} + s] = out[0, s]"]),
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .pointwise import real_numbers
-from .script import Kernel, nest, parallel
+from .script import Kernel, local_buffer, nest, parallel
 
 _SUMS = 4  # partial sums, so that no addition waits for the one before it
 
@@ -84,7 +84,7 @@ def _sums(
         f"{total} = {total} + ({' + '.join(sums)})",
     ]
     channel = [
-        f"acc = T.alloc_buffer(({_SUMS + 1}, {lanes}), 'float32', scope='local')",
+        local_buffer("acc", "float32", _SUMS + 1, lanes),
         f"{total} = {zero}",
         *nest(["for y in range(h):"], row),
         f"D[T.ramp(b * 2 * pitch + {place} + c * {lanes}, 1, {lanes})] = {total}",
@@ -95,7 +95,7 @@ def _sums(
 def _of_groups(at: str, then: str, *lines: str) -> list[str]:
     """Lines that add up the channels of every group, then do something for each of them."""
     group = [
-        "total = T.alloc_buffer((1,), 'float32', scope='local')",
+        local_buffer("total", "float32", 1),
         "total[0] = T.float32(0)",
         *nest(["for k in range(per):"], [f"total[0] = total[0] + D[{at}]"]),
         then,

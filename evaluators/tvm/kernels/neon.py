@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .script import intrinsic, nest, shuffle
+from .script import intrinsic, local_buffer, nest, shuffle
 
 if TYPE_CHECKING:
     from .conv import Tile
@@ -35,7 +35,7 @@ def buffers(tile: Tile) -> list[str]:
         dtype, lanes = "float32", 4
     elif not tile.form.is_shifted:
         dtype = "uint8"
-    return [f"q = T.alloc_buffer(({tile.pixels * depth}, {lanes}), '{dtype}', scope='local')"]
+    return [local_buffer("q", dtype, tile.pixels * depth, lanes)]
 
 
 def accumulate(tile: Tile) -> list[str]:

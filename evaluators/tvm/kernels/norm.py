@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from . import epilogue
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, nest, parallel, reduced
+from .script import Kernel, fill_border, local_buffer, nest, parallel, reduced
 
 INTS = (
     *("n", "ho", "wo", "ans", "ars", "acs", "aoff"),
@@ -41,7 +41,7 @@ def layer_norm_kernel(stores: Epilogue, lanes: int, threads: int) -> Kernel:
     body = [
         "source: T.let[T.int32] = b * ans + y * ars + x * acs + aoff",
         "target: T.let[T.int32] = b * dns + y * drs + x * dcs + doff",
-        f"acc = T.alloc_buffer(({_SUMS}, {lanes}), 'float32', scope='local')",
+        local_buffer("acc", "float32", _SUMS, lanes),
         *_sum("total", number, lanes),
         "mean: T.let[T.float32] = total * share",
         *_sum("squares", lambda c: f"{apart(c)} * {apart(c)}", lanes),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import activation
 from .activation import activate
-from .script import Kernel, fill_border, nest, parallel
+from .script import Kernel, fill_border, local_buffer, nest, parallel
 
 _OUTPUT = ("n", "ho", "wo", "dns", "drs", "dcs", "doff", "db", "zo")
 _CLAMP = ("flo", "fhi", "step", "qlo", "qhi")
@@ -295,7 +295,7 @@ def resample_kernel(data: str, output: str, taps: tuple[int, int], threads: int)
         value = f"T.Cast('float32x8', T.Cast('int32x8', {place}))"
     total = f"({acc} - T.broadcast(T.Cast('float32', z0), 8)) * T.broadcast(f0, 8)"
     body = [
-        "acc = T.alloc_buffer((1, 8), 'float32', scope='local')",
+        local_buffer("acc", "float32", 1, 8),
         f"{acc} = T.broadcast(T.float32(0), 8)",
         *nest(
             [f"for i in {down}:", f"for j in {across}:"], [f"{acc} = {acc} + {weight} * {value}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .script import Kernel, fill_border, nest, parallel
+from .script import Kernel, fill_border, local_buffer, nest, parallel
 
 _SIZES = ("n", "ho", "wo", "hi", "wi", "kh", "kw", "sh", "sw", "pt", "pl")
 _STRIDES = ("ans", "ars", "acs", "aoff", "dns", "drs", "dcs", "doff", "db")
@@ -35,7 +35,7 @@ def max_pool_kernel(dtype: str, lanes: int, threads: int) -> Kernel:
         *nest(
             [f"for c in range(dcs // {lanes}):"],
             [
-                f"top = T.alloc_buffer((1, {lanes}), '{dtype}', scope='local')",
+                local_buffer("top", dtype, 1, lanes),
                 f"{top} = T.broadcast({low}, {lanes})",
                 *nest(_TAPS, [f"{top} = T.max({top}, A[T.ramp({at} + c * {lanes}, 1, {lanes})])"]),
                 f"D[T.ramp(b * dns + y * drs + x * dcs + doff + c * {lanes}, 1, {lanes})] = {top}",
@@ -74,7 +74,7 @@ def average_pool_kernel(data: str, output: str, threads: int) -> Kernel:
         *nest(
             ["for c in range(dcs // 8):"],
             [
-                f"acc = T.alloc_buffer((1, 8), '{total}', scope='local')",
+                local_buffer("acc", total, 1, 8),
                 f"{acc} = {zero}",
                 *nest(_TAPS, [f"{acc} = {acc} + {value}"]),
                 f"D[T.ramp(b * dns + y * drs + x * dcs + doff + c * 8, 1, 8)] = {mean}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import epilogue
 from .activation import power_of_two
 from .epilogue import Epilogue
-from .script import Kernel, nest, parallel, reduced
+from .script import Kernel, local_buffer, nest, parallel, reduced
 
 INTS = (
     *("rows", "per", "width", "acs", "aoff", "dcs", "doff", "behind"),
@@ -51,7 +51,7 @@ def softmax_kernel(stores: Epilogue, lanes: int, threads: int, *, has_mask: bool
         "target: T.let[T.int32] = x * dcs + doff",
         f"held: T.let[T.int32] = behind + p * ((width + {lanes - 1}) // {lanes}) * {4 * lanes}",
         *(_mask_place() if has_mask else []),
-        f"acc = T.alloc_buffer((1, {lanes}), 'float32', scope='local')",
+        local_buffer("acc", "float32", 1, lanes),
         f"{acc} = T.broadcast({_LEAST}, {lanes})",
         *nest([each], largest if has_mask else [f"{acc} = T.max({acc}, {number})"]),
         *reduced("top", acc, lanes, "T.max({}, {})"),

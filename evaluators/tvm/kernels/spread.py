@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import epilogue
 from .epilogue import Epilogue
 from .pointwise import real_numbers
-from .script import Kernel, fill_border, nest, parallel
+from .script import Kernel, fill_border, local_buffer, nest, parallel
 
 
 def spread_depthwise_kernel(data: str, stores: Epilogue, lanes: int, threads: int) -> Kernel:
@@ -33,7 +33,7 @@ def spread_depthwise_kernel(data: str, stores: Epilogue, lanes: int, threads: in
         *nest(
             [f"for c in range(dcs // {lanes}):"],
             [
-                f"acc = T.alloc_buffer((1, {lanes}), 'float32', scope='local')",
+                local_buffer("acc", "float32", 1, lanes),
                 f"{acc} = T.broadcast(T.float32(0), {lanes})",
                 *nest(["for i in range(kh):", "for j in range(kw):"], each),
                 *stores.real(

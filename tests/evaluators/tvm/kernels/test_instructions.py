@@ -116,13 +116,24 @@ def test_vectors_on_the_stack_are_aligned(
         file = cache.object_file(case.call(knobs).kernel)
         command = ["objdump", "--disassemble", "--no-show-raw-insn", str(file)]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        for function in code.split("\n\n"):
-            if "tvm_set_raised" in function:  # TVM's own, for errors
+        for function in re.split(r"(?=push +%rbp)", code):  # the body of a loop has no label
+            if not re.search(r"vp(madd|dp)", function):  # one of TVM's own, or it starts a loop
                 continue
             if re.search(rf"{vector}\d+,-?0x\w+\(%r[sb]p\)", function):
                 found += 1
                 assert re.search(rf"and +\$0xf+{mask},%rsp", function)
     assert found
+
+
+@pytest.mark.parametrize("groups", [1, 64], ids=["dense", "depthwise"])
+@pytest.mark.parametrize("profile", ["x86-64-v3", "x86-64-v4-vnni", "raspberry-pi-4"])
+def test_sums_take_no_memory(tmp_path: Path, profile: str, groups: int) -> None:
+    hardware = load_profile(profile).with_threads(2)
+    cache, case = KernelCache(hardware.target, tmp_path), layer(63, groups, threads=2)
+    for knobs in options(case, hardware.isa):
+        code = cache.object_file(case.call(knobs).kernel).read_bytes()
+        assert b"TVMBackendParallelLaunch" in code
+        assert b"TVMBackendAllocWorkspace" not in code
 
 
 @pytest.mark.parametrize("profile", ["x86-64-v3", "x86-64-v4-vnni"])
