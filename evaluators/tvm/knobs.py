@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..own_cores import OwnCores
 from . import depthwise, neon_knobs
@@ -20,6 +21,7 @@ from .tiles import Extent, tiles
 
 _TILES = 4  # how many are timed per form
 _CLOSE = 1.15  # what is further behind the best in the first rounds is not timed again
+_FEW_STEPS = 8  # below, a step more in each segment counts
 _MANY_WEIGHTS = 1 << 14  # fewer stay in the caches, where reading float16 costs up to 3 % more
 
 
@@ -53,20 +55,27 @@ def _proved_forms(layer: ConvLayer, ocb: int) -> tuple[str, ...]:
     """Return the forms that are exact for the layer's weights, and worth a try."""
     # Without groups the segments of a channel do not depend on the block it is in.
     run = int(layer.runs(ocb if layer.geometry.groups > 1 else 8).min())
-    if run == 0:
-        return ("words", "wide")
+    if run < 2:
+        return ("pair1",) if run else ("words", "wide")
+    steps = _steps(layer, "pair1")
+    found = ("pair1",) if steps % 2 and steps < _FEW_STEPS else ()  # the others take one more
     if run < 4:
-        return ("pair1", "pair2")[run - 1 : run]
-    return ("pair2", "pair4") if run == 4 else ("pair4", "rolled")
+        return (*found, "pair2")
+    return (*found, *(("pair2", "pair4") if run == 4 else ("pair4", "rolled")))
+
+
+def _steps(layer: ConvLayer, form: str) -> int:
+    """Return how many steps of a form a segment takes, if it need not be a multiple."""
+    geometry = layer.geometry
+    taps = geometry.kernel[1] if geometry.rows_are_whole else 1
+    length = taps * geometry.icp if geometry.groups == 1 else geometry.ic // geometry.groups
+    return ceil(length / FORMS[form].group)
 
 
 def _tiles(layer: ConvLayer, form: str, isa: str) -> list[Knobs]:
     geometry = layer.geometry
-    taps = geometry.kernel[1] if geometry.rows_are_whole else 1
-    length = taps * geometry.icp if geometry.groups == 1 else geometry.ic // geometry.groups
-    steps = ceil(length / FORMS[form].group)
     unit = layer.phases.channels if layer.phases else geometry.ocp
-    extent = Extent(geometry.ocp, *layer.grid, geometry.n_segments, steps, unit)
+    extent = Extent(geometry.ocp, *layer.grid, geometry.n_segments, _steps(layer, form), unit)
     return tiles(form, extent, has_512=isa.startswith("avx512"), count=_TILES)
 
 
@@ -109,19 +118,17 @@ class KnobChooser:
     def _time(self, layer: ConvLayer, candidates: list[Knobs]) -> dict[str, Any]:
         runs = [self._runner(layer, knobs) for knobs in candidates]
         with OwnCores([lambda: [run() for run in runs]], layer.threads):
-            fastest = interleaved_minimum(runs)
-            close = np.flatnonzero(np.array(fastest) < _CLOSE * min(fastest)).tolist()
+            seconds = interleaved_times(runs)
+            close = np.flatnonzero(seconds < _CLOSE * seconds.min())
             if len(close) > 1:  # a few percent between them: they are told apart with more care
-                again = interleaved_minimum([runs[i] for i in close], rounds=12, burst_s=1e-3)
-                for i, seconds in zip(close, again, strict=True):
-                    fastest[i] = min(fastest[i], seconds)
-        best = min(close, key=fastest.__getitem__)
-        knobs = candidates[best]
+                again = interleaved_times([runs[i] for i in close], rounds=12, burst_s=1e-3)
+                seconds[close] = again
+        knobs = candidates[close[seconds[close].argmin()]]
         return {
             "best": [knobs.form, knobs.lanes, knobs.ocb, knobs.th, knobs.tw],
             "us": {
                 f"{k.form} {k.ocb}x{k.th}x{k.tw}": round(t * 1e6, 2)
-                for k, t in zip(candidates, fastest, strict=True)
+                for k, t in zip(candidates, seconds.tolist(), strict=True)
             },
         }
 
@@ -152,12 +159,13 @@ class KnobChooser:
         return run
 
 
-def interleaved_minimum(
+def interleaved_times(
     runs: list[Callable[[], None]], rounds: int = 6, burst_s: float = 3e-4
-) -> list[float]:
-    """Time functions in turn and return the best time of each, in seconds.
+) -> NDArray[np.float64]:
+    """Time functions in turn and return the time of each in the best round, in seconds.
 
-    What slows the machine down hits all of them alike.
+    What slows the machine down for longer than a round hits all of them alike, so they are
+    compared within rounds. The best time of each would go by who ran in a good moment.
     """
     bursts = []
     for run in runs:
@@ -165,14 +173,16 @@ def interleaved_minimum(
         start = time.perf_counter()
         run()
         bursts.append(max(1, int(burst_s / max(time.perf_counter() - start, 1e-7))))
-    best = [float("inf")] * len(runs)
-    for _ in range(rounds):
+    seconds = np.zeros((rounds, len(runs)))
+    for row in seconds:
         for i, (run, burst) in enumerate(zip(runs, bursts, strict=True)):
             start = time.perf_counter()
             for _ in range(burst):
                 run()
-            best[i] = min(best[i], (time.perf_counter() - start) / burst)
-    return best
+            row[i] = (time.perf_counter() - start) / burst
+    usual = np.median(seconds, axis=1, keepdims=True)
+    found: NDArray[np.float64] = np.median(seconds / usual, axis=0) * usual.min()
+    return found
 
 
 def _read_best(entry: Any) -> Knobs | None:

@@ -86,9 +86,9 @@ def parallel(extent: str, threads: int) -> str:
 def local_buffer(name: str, dtype: str, *shape: int) -> str:
     """Return the line that makes a buffer of the kernel's own, for LLVM to keep in registers.
 
-    TVM takes memory for it from a pool unless it is told not to. LLVM does not keep all of that in
-    registers: networks took up to 10 % longer. In the function that TVM makes of a parallel loop it
-    cannot even tell it from the buffers, and where weights are prefetched stored sums every step.
+    TVM takes memory for it from a pool unless it is told not to. LLVM does not keep all of that
+    in registers: networks took up to 10 % longer. In the function that TVM makes of a parallel
+    loop it cannot even tell it from the buffers, and prefetching made it store sums every step.
     """
     return (
         f"{name} = T.alloc_buffer({shape}, '{dtype}', scope='local', "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.image import Image
 from paredown.evaluators.tvm.kernels.conv import FORMS
 from paredown.evaluators.tvm.kernels.neon import SUMMED
-from paredown.evaluators.tvm.knobs import KnobChooser, interleaved_minimum, options
+from paredown.evaluators.tvm.knobs import KnobChooser, interleaved_times, options
 from paredown.evaluators.tvm.layers import ConvLayer
 from paredown.evaluators.tvm.packing import ConvGeometry
 from paredown.evaluators.tvm.sink import Sink
@@ -208,7 +209,7 @@ def test_without_the_device_the_first_setting_is_taken(tmp_path: Path) -> None:
     assert chooser.choose(candidate) == options(candidate, profile.isa)[0]
 
 
-def test_interleaved_minimum_ranks_and_takes_turns() -> None:
+def test_interleaved_times_rank_and_take_turns() -> None:
     calls: list[str] = []
 
     def work(name: str, amount: int) -> Any:
@@ -218,7 +219,33 @@ def test_interleaved_minimum_ranks_and_takes_turns() -> None:
 
         return run
 
-    times = interleaved_minimum([work("a", 400_000), work("b", 100)], rounds=3, burst_s=1e-4)
+    times = interleaved_times([work("a", 400_000), work("b", 100)], rounds=3, burst_s=1e-4)
     assert times[0] > times[1] > 0
     order = [name for i, name in enumerate(calls) if i == 0 or calls[i - 1] != name]
     assert order == ["a", "b"] * 4  # once to warm up, then three rounds
+
+
+def test_a_good_moment_makes_no_winner(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, n_runs = 0.0, 0
+
+    def work(seconds: float) -> Any:
+        def run() -> None:
+            nonlocal now, n_runs
+            n_runs += 1
+            # The machine is slow until the second one has its last turn.
+            now += seconds * (1 if n_runs == 4 + 2 * 6 else 2)
+
+        return run
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    times = interleaved_times([work(0.010), work(0.011)], burst_s=0.0)
+    assert times[1] == pytest.approx(1.1 * times[0])
+
+
+@pytest.mark.parametrize(("pitch", "is_odd"), [(4, True), (8, False)])
+def test_a_form_that_fills_up_no_step_is_on_offer(pitch: int, is_odd: bool) -> None:
+    few = layer(np.ones((16, 3, 3, 3), np.int8), 9, 9)
+    few = replace(few, geometry=replace(few.geometry, icp=pitch))
+    forms = {knobs.form for knobs in options(few, "avx2")}
+    assert ("pair1" in forms) == is_odd
+    assert "pair4" in forms
