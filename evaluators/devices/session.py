@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 _BIG_CORES = 1
 _MIN_SAMPLE_US = 1000.0  # the clock of a board may be coarse
-_LOST = ("kShutdown", "Socket", "socket", "Connection reset", "Broken pipe")
+_LOST = (
+    "kShutdown",
+    "kReturn) is false: code=1",  # 1 is kShutdown: the server went as it was to answer
+    *("Socket", "socket", "Connection reset", "Broken pipe"),
+)
 _CRASHED = "the session crashed with "
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from paredown.evaluators import EvaluationError, LatencyProtocol
 from paredown.evaluators.devices.pool import DevicePool
+from paredown.evaluators.devices.session import remote_errors
 from paredown.evaluators.timing import Rounds
 from paredown.hw_profiles import HardwareProfile
 from tests.rpc.processes import Cable, DeviceServer, Tracker, free_port
@@ -93,6 +94,21 @@ def test_a_device_that_stays_away_ends_the_job_with_its_reason(
     server.kill()
     with pytest.raises(EvaluationError, match=f"No device behind rpc://{server.address}") as error:
         job.result(BOUND_S)
+    assert error.value.reason == "device"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Check failed: code != RPCCode::kShutdown (1 vs. 1)",
+        "Check failed: (code == RPCCode::kReturn) is false: code=1",  # as a library was loaded
+        "Socket SockChannel::Recv Error:Connection reset by peer",
+    ],
+)
+def test_a_server_that_goes_in_the_middle_of_a_call_is_a_lost_device(words: str) -> None:
+    with pytest.raises(EvaluationError, match="the connection is lost") as error:
+        with remote_errors("Timing"):
+            raise RuntimeError(words)
     assert error.value.reason == "device"
 
 
