@@ -249,3 +249,15 @@ def test_a_form_that_fills_up_no_step_is_on_offer(pitch: int, is_odd: bool) -> N
     forms = {knobs.form for knobs in options(few, "avx2")}
     assert ("pair1" in forms) == is_odd
     assert "pair4" in forms
+
+
+@pytest.mark.parametrize("blocks", [1, 5, 8, 9, 13])
+@pytest.mark.parametrize("threads", [2, 3, 4])
+def test_all_threads_get_as_much_to_do(blocks: int, threads: int) -> None:
+    case = replace(layer(np.ones((8 * blocks, 8, 1, 1), np.int8), 24, 24), threads=threads)
+    for knobs in options(case, "avx2"):
+        if knobs.ocb == 8:
+            call = case.call(knobs)
+            ints = dict(zip(call.kernel.ints, call.constants[-2].tolist(), strict=True))
+            assert ints["blocks"] == blocks
+            assert blocks * ints["chunks"] % threads == 0
