@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..hw_profiles.errors import ParedownError
+from .strata import Strata
 
 if TYPE_CHECKING:
     from .task import Data
@@ -56,6 +57,13 @@ def top1_agreement(outputs: Tensor, reference: Tensor) -> float:
         A number in [0, 1].
     """
     return top1_accuracy(outputs, reference.argmax(dim=1))
+
+
+# Metrics that are the share of right samples, and what the labels are in their targets.
+_SHARES: dict[Metric, Callable[[Tensor], Tensor]] = {
+    top1_accuracy: lambda targets: targets,
+    top1_agreement: lambda reference: reference.argmax(dim=1),
+}
 
 
 def sqnr_db(outputs: Tensor, reference: Tensor) -> float:
@@ -141,20 +149,34 @@ class PartialAccuracy:
     half_width: float
 
 
+def make_strata(outputs: Tensor, data: Data, metric: Metric, seed: int = 0) -> Strata:
+    """Plan in which order samples are run, from what the uncompressed model answers.
+
+    Args:
+        outputs: Its outputs for `data.inputs`.
+        data: Inputs and targets.
+        metric: One that is the share of right samples makes use of the outputs; for others, and
+            for outputs that are not scores of classes, the order is random.
+        seed: Fixes the order.
+    """
+    if metric in _SHARES and outputs.ndim == 2 and outputs.shape[1] > 1:
+        return Strata.by_margin(outputs, _SHARES[metric](data.targets), seed)
+    return Strata.single(len(data), seed)
+
+
 def evaluate_in_batches(
     module: nn.Module,
     data: Data,
     metric: Metric = top1_accuracy,
     *,
-    step: int = 512,
-    seed: int = 0,
+    step: int = 256,
+    strata: Strata | None = None,
     confidence: float = 0.95,
     batch_size: int = BATCH_SIZE,
 ) -> Iterator[PartialAccuracy]:
     """Measure a module with a metric, and tell how it stands after every few samples.
 
-    Samples come in an order that the seed fixes, so that what was run so far is a random part of
-    the data. The last value is that of `evaluate`. A caller that has seen enough stops.
+    The last value is that of `evaluate`. A caller that has seen enough stops.
 
     Args:
         module: Maps a batch of `data.inputs` to outputs.
@@ -162,7 +184,8 @@ def evaluate_in_batches(
         metric: Function of some outputs and their targets. The interval is right for means over
             samples, such as an accuracy.
         step: Samples between two values.
-        seed: Fixes the order.
+        strata: The order of the samples, from `make_strata`; None takes a random one, the same
+            each time.
         confidence: Share of cases in which the interval holds the metric over all samples.
         batch_size: Samples of one call of the module.
 
@@ -171,38 +194,31 @@ def evaluate_in_batches(
 
     Raises:
         AccuracyError: If an output or the metric's value is NaN or infinite.
-
-    References:
-        Wilson. Probable inference, the law of succession, and statistical inference. JASA 22,
-        1927 (the interval of a share).
     """
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    strata = strata or Strata.single(len(data), 0)
     score = NormalDist().inv_cdf(0.5 + confidence / 2)
     outputs: list[Tensor] = []
     parts: list[float] = []
     n_done = 0
-    for rows in order.split(step):
+    for rows in strata.order.split(step):
         outputs.append(predict(module, data.inputs[rows], batch_size))
         n_done += len(rows)
         if n_done == len(data):
-            value = _judge(torch.cat(outputs)[order.argsort()], data.targets, metric)
+            back = strata.order.argsort()
+            value = _judge(torch.cat(outputs)[back], data.targets, metric)
             yield PartialAccuracy(n_done, value, 0.0)
             return
         parts.append(_judge(outputs[-1], data.targets[rows], metric))
-        value = _judge(torch.cat(outputs), data.targets[order[:n_done]], metric)
-        if metric is top1_accuracy:
-            half_width = _wilson_half_width(value, n_done, score)
+        if metric in _SHARES:
+            labels = _SHARES[metric](data.targets[strata.order[:n_done]])
+            is_right = (torch.cat(outputs).argmax(dim=1) == labels).double()
+            value, error = strata.estimate(is_right.reshape(n_done, -1).mean(dim=1))
+            yield PartialAccuracy(n_done, value, score * error)
         else:
-            half_width = _mean_half_width(parts, score)
-        # Of a finite number of samples, those that are left can change only so much.
-        yield PartialAccuracy(n_done, value, half_width * math.sqrt(1 - n_done / len(data)))
-
-
-def _wilson_half_width(share: float, n: int, score: float) -> float:
-    """Return the distance from a share to the farther end of its Wilson interval."""
-    spread = score * math.sqrt(share * (1 - share) / n + score**2 / (4 * n**2))
-    shift = score**2 / n * abs(0.5 - share)
-    return (spread + shift) / (1 + score**2 / n)
+            value = _judge(torch.cat(outputs), data.targets[strata.order[:n_done]], metric)
+            # Of a finite number of samples, those that are left can change only so much.
+            left = math.sqrt(1 - n_done / len(data))
+            yield PartialAccuracy(n_done, value, _mean_half_width(parts, score) * left)
 
 
 def _mean_half_width(parts: list[float], score: float) -> float:

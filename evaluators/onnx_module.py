@@ -86,7 +86,7 @@ class OnnxModule(nn.Module):
         result: Tensor = torch.vmap(run_one)(inputs)
         return result
 
-    def observe(self, inputs: Tensor, names: Collection[str], observer: Observer) -> None:
+    def observe(self, inputs: Tensor, names: Collection[str], observer: Observer) -> Tensor:
         """Run without gradients and hand named tensors of the graph out as they appear.
 
         Args:
@@ -94,14 +94,19 @@ class OnnxModule(nn.Module):
             names: Tensors of the graph; the input's name is one of them.
             observer: Called with a name and its values, which it must not change. What it
                 returns takes the place of the values for the rest of the run; None leaves them.
+
+        Returns:
+            The output of each sample, shape `(n, ...)`.
         """
         missing = sorted(set(names) - set(self._program.slots))
         if missing:
             raise ValueError(f"`names` must be tensors of the graph, but {missing} are not.")
         batches = (inputs,) if self._program.is_batch_free else inputs.split(1)
         with torch.inference_mode():
-            for batch in batches:
-                self._run(_channels_last(batch), None, False, observer, names)
+            outputs = [
+                self._run(_channels_last(batch), None, True, observer, names) for batch in batches
+            ]
+            return torch.cat(outputs)
 
     def _run(
         self,
@@ -122,7 +127,8 @@ class OnnxModule(nn.Module):
         for step in program.steps:
             operation = step.operation
             function = operation.apply
-            if may_reuse and step.may_reuse and operation.reuse is not None:
+            is_free = step.may_reuse and step.inputs[0] not in names  # the observer may keep it
+            if may_reuse and is_free and operation.reuse is not None:
                 function = operation.reuse
             result = function(*[values[slot] for slot in step.inputs])
             if isinstance(result, tuple):

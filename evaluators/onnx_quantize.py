@@ -72,6 +72,8 @@ class _FakeQuantize(torch.autograd.Function):
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Round values onto a grid; gradients pass where the value lies within its bounds."""
+    if not torch.is_grad_enabled():  # where they pass need not be found out
+        return quantize_into(x / grid.scale, grid, is_scaled=True)
     result: Tensor = _FakeQuantize.apply(x, grid)  # type: ignore[no-untyped-call]  # torch's
     return result
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 import onnx
 import torch
+from torch import nn
 
-from ..evaluators.accuracy import evaluate_in_batches, predict
+from ..evaluators.accuracy import PartialAccuracy, evaluate_in_batches, make_strata, predict
 from ..evaluators.latency import LatencyProtocol
 from ..evaluators.layer_times import LayerTimes
 from ..evaluators.measurement import Latency
+from ..evaluators.strata import Strata
 from ..evaluators.task import Task
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import Candidate
 from .device_timing import Bench, DeviceLatency, DeviceTiming
-from .early_stopping import CONFIDENCE, Gate, StoppedEarly
+from .early_stopping import (
+    CONFIDENCE,
+    DRAFT_DEVIATIONS,
+    DraftAccuracies,
+    Gate,
+    StoppedEarly,
+)
 from .knowledge.latency_model import LatencySample
 
 if TYPE_CHECKING:
     from .compression.compressor import CompressedModel
 
+_DRAFT_LOOK = 512  # samples that a draft runs
+_FIRST_LOOK = 1024  # samples that run before a candidate is built
 _N_CHECKED = 4  # samples that run on an emulated device, which takes seconds for each
 
 
@@ -35,9 +47,15 @@ class CandidateCompressor(Protocol):
     """Turns a candidate into a model."""
 
     def compress(
-        self, candidate: Candidate, report: Callable[[str], None] | None = None
+        self,
+        candidate: Candidate,
+        report: Callable[[str], None] | None = None,
+        look: Callable[[CompressedModel], None] | None = None,
     ) -> CompressedModel:
-        """Return the compressed model of a candidate, always the same one."""
+        """Return the compressed model of a candidate, always the same one.
+
+        `look` is called with drafts of it, where there are some long before it is done.
+        """
         ...
 
 
@@ -77,8 +95,8 @@ class Objective:
         protocol: How latency is measured.
         others: Further devices, each with what builds and times for it.
 
-    The accuracy runs on the cores that the worker leaves, while it builds and times. Where the
-    worker takes all, it runs while the worker builds.
+    The accuracy runs on the cores that the worker leaves, while it builds and times, and on all
+    of them before and after that. Where the worker takes all, it runs while the worker builds.
     """
 
     def __init__(
@@ -99,6 +117,8 @@ class Objective:
             for bench, device in ((worker, profile), *others)
         ]
         self._folder = folder
+        self._sign = 1.0 if task.higher_is_better else -1.0
+        self._drafts: defaultdict[int, DraftAccuracies] = defaultdict(DraftAccuracies)
         self._overlaps = bool(_free_cpus(worker))
         self._executor = ThreadPoolExecutor(
             1,
@@ -199,8 +219,10 @@ class Objective:
             ParedownError: If a step fails; which types depends on the step.
         """
         report("compressing")
-        compressed = self._compressor.compress(candidate, report)
-        watch = _Watch(gate, compressed.size_bytes)
+        watch = _Watch(gate)
+        look = None if gate is None else lambda draft: self._look(draft, watch)
+        compressed = self._compressor.compress(candidate, report, look)
+        watch.size_bytes = compressed.size_bytes
         watch.check()
         path = self._folder / f"{candidate.digest}.onnx"
         onnx.save(compressed.model, path)
@@ -227,8 +249,8 @@ class Objective:
         partial = self._accuracies(compressed, watch)
         if watch.gate is not None:
             report("accuracy of some samples")
-            next(partial)
-        running = self._executor.submit(lambda: [*partial, watch.accuracy][-1])
+            self._first_look(partial, _FIRST_LOOK)
+        running = self._executor.submit(_go_on, partial, lambda: watch.is_timed)
         try:
             report("compiling")
             artifacts = [device.build(path) for device in self._devices]
@@ -241,27 +263,54 @@ class Objective:
             watch.latencies_us = _least_latencies(found)
             if not running.done():
                 report("accuracy")
-            accuracy = running.result()
+            watch.is_timed = True
+            running.result()
+            _go_on(partial)  # by this thread, which may use all cores
         except BaseException:  # an interrupt too: the accuracy's thread must not go on
-            watch.is_over = True
+            watch.is_timed = True
             wait([running])
             raise
-        assert accuracy is not None
-        return replace(found, accuracy=accuracy)
+        assert watch.accuracy is not None
+        for place, draft in enumerate(watch.drafts):
+            self._drafts[place].add(draft, watch.accuracy)
+        return replace(found, accuracy=watch.accuracy)
 
-    def _accuracies(self, compressed: CompressedModel, watch: _Watch) -> Iterator[float]:
+    def _look(self, draft: CompressedModel, watch: _Watch) -> None:
+        """Give up a candidate whose draft is so bad that the model will not be good enough."""
+        watch.size_bytes = draft.size_bytes
+        watch.check()
+        found = self._first_look(self._in_batches(draft.module, watch), _DRAFT_LOOK)
+        expected = self._drafts[len(watch.drafts)].predict(found.accuracy)
+        watch.drafts.append(found.accuracy)
+        if expected is not None:
+            watch.accuracy, deviation = expected
+            watch.check(watch.accuracy + self._sign * DRAFT_DEVIATIONS * deviation)
+
+    def _first_look(self, parts: Iterator[PartialAccuracy], n_samples: int) -> PartialAccuracy:
+        """Run some samples, of a small set not more than a tenth."""
+        n_enough = min(n_samples, len(self._task.validation) // 10)
+        return next(part for part in parts if part.n_images >= n_enough)
+
+    def _accuracies(self, compressed: CompressedModel, watch: _Watch) -> Iterator[PartialAccuracy]:
         """Yield the accuracy after more and more samples, until it is known or given up."""
-        task = self._task
-        batches = evaluate_in_batches(
-            compressed.module, task.validation, task.metric, confidence=CONFIDENCE
-        )
-        for partial in batches:
-            if watch.is_over:
-                return
-            sign = 1.0 if task.higher_is_better else -1.0
+        for partial in self._in_batches(compressed.module, watch):
             watch.accuracy = partial.accuracy
-            watch.check(partial.accuracy + sign * partial.half_width)
-            yield partial.accuracy
+            watch.check(partial.accuracy + self._sign * partial.half_width)
+            yield partial
+
+    def _in_batches(self, module: nn.Module, watch: _Watch) -> Iterator[PartialAccuracy]:
+        task = self._task
+        strata = None if watch.gate is None else self._strata
+        return evaluate_in_batches(
+            module, task.validation, task.metric, strata=strata, confidence=CONFIDENCE
+        )
+
+    @cached_property
+    def _strata(self) -> Strata:
+        """The order in which samples tell most, from what the uncompressed model answers."""
+        task = self._task
+        outputs = predict(task.model, task.validation.inputs)
+        return make_strata(outputs, task.validation, task.metric)
 
     def _time(
         self,
@@ -322,10 +371,11 @@ class _Watch:
     """What is known of a candidate while it is being measured, from two threads."""
 
     gate: Gate | None
-    size_bytes: int
+    size_bytes: int = 0
+    drafts: list[float] = field(default_factory=list)  # accuracies of drafts on some samples
     latencies_us: tuple[float, ...] | None = None  # least that they can be
     accuracy: float | None = None
-    is_over: bool = False
+    is_timed: bool = False
 
     def check(self, best_accuracy: float | None = None) -> None:
         """Raise `StoppedEarly` if the candidate need not be measured further."""
@@ -348,6 +398,13 @@ def _least_latencies(found: Evaluation) -> tuple[float, ...]:
 def _free_cpus(worker: Bench) -> frozenset[int]:
     """Return the cores that this process may use and the worker is not pinned to."""
     return frozenset(os.sched_getaffinity(0)) - frozenset(worker.cpus)
+
+
+def _go_on(parts: Iterator[object], is_enough: Callable[[], bool] = lambda: False) -> None:
+    """Take from an iterator until it ends, or enough was taken."""
+    for _ in parts:
+        if is_enough():
+            return
 
 
 def _stay_on(cpus: frozenset[int], most: int) -> None:

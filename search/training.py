@@ -43,13 +43,16 @@ def distillation_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     References:
         Hinton, Vinyals, Dean. Distilling the knowledge in a neural network. 2015.
     """
-    if outputs.ndim != 2 or outputs.shape[1] < 2:
-        return F.mse_loss(outputs, targets)
-    return F.kl_div(
-        F.log_softmax(outputs, dim=1),
-        F.log_softmax(targets, dim=1),
-        log_target=True,
-        reduction="batchmean",
+    return distance_to(targets)(outputs)
+
+
+def distance_to(targets: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return `distillation_loss` for targets that many outputs are compared with."""
+    if targets.ndim != 2 or targets.shape[1] < 2:
+        return lambda outputs: F.mse_loss(outputs, targets)
+    wanted = F.log_softmax(targets, dim=1)
+    return lambda outputs: F.kl_div(
+        F.log_softmax(outputs, dim=1), wanted, log_target=True, reduction="batchmean"
     )
 
 

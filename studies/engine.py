@@ -29,7 +29,7 @@ from .checks import (
     check_task_bounds,
 )
 from .config import StudyConfig
-from .guide import Guide
+from .guide import Guide, LatencyGuide
 from .observer import Observer, StopSignal
 from .outcomes import mark_interrupted
 from .records import StudyRecord, StudySettings
@@ -133,7 +133,7 @@ class _Run:
             observer.preparing("building the uncompressed model")
             others = (latency.latency_us for latency in baseline.others)
             objective.use_baseline(load_model(self.record, baseline), baseline.latency_us, *others)
-        guide = None
+        guide: LatencyGuide = LatencyGuide(self.space)
         if isinstance(sampler, GuidedSampler):
             # Training each of the models whose outputs are compared would take very long.
             chosen = compression_settings(settings, self.task, finetune_epochs=0)

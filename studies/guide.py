@@ -119,7 +119,43 @@ def read_knowledge(storage: RDBStorage, name: str) -> Knowledge | None:
     return None if data is None else Knowledge.from_json(data)
 
 
-class Guide:
+class LatencyGuide:
+    """Learns from every trial what latency to expect, whichever sampler leads the study."""
+
+    is_ready = False
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._latencies: Sequence[LatencyModel] = ()
+        self._learnt: set[int] = set()
+
+    def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
+        """Learn from the trials of a study with its baseline; no candidate is proposed."""
+        assert record.baseline is not None
+        self._latencies = [LatencyModel(self._space, us) for us in record.baseline.latencies_us]
+        self.is_ready = True
+        self.learn(record)
+        return ()
+
+    def learn(self, record: StudyRecord) -> None:
+        """Learn from the trials that have ended since the last time."""
+        for trial in record.complete:
+            if trial.number not in self._learnt:
+                assert trial.candidate is not None
+                times = trial.layer_times  # of the first device
+                for model, us in zip(self._latencies, trial.latencies_us, strict=True):
+                    model.add(LatencySample(trial.candidate, times, us))
+                    times = None
+                self._learnt.add(trial.number)
+
+    def predict_latencies_us(self, candidate: Candidate) -> Sequence[tuple[float, float]]:
+        """Return mean and deviation that are expected on each device; none before it is ready."""
+        choices = Choices.of(self._space, [candidate])
+        found = (model.predict(choices) for model in self._latencies)
+        return [(float(mean[0]), float(deviation[0])) for mean, deviation in found]
+
+
+class Guide(LatencyGuide):
     """Leads a guided sampler: learns about the space, then from every trial.
 
     Args:
@@ -144,16 +180,11 @@ class Guide:
         n_trials: int,
         observer: Observer,
     ) -> None:
-        self._storage, self._space, self._task = storage, space, task
+        super().__init__(space)
+        self._storage, self._task = storage, task
         self._compressor, self._prober, self._sampler = compressor, prober, sampler
         self._n_trials, self._observer = n_trials, observer
         self._prior: SpacePrior | None = None
-        self._learnt: set[int] = set()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the space is known."""
-        return self._prior is not None
 
     def prepare(self, record: StudyRecord) -> Sequence[Candidate]:
         """Learn about the space, once the uncompressed model has its trial.
@@ -167,42 +198,30 @@ class Guide:
         baseline = record.baseline
         assert baseline is not None
         knowledge = self._knowledge(record)
-        latencies = [LatencyModel(self._space, us) for us in baseline.latencies_us]
+        super().prepare(record)
         for probe in knowledge.probes:
-            for model, sample in zip(latencies, probe, strict=True):
+            for model, sample in zip(self._latencies, probe, strict=True):
                 model.add(sample)
-        self._prior = SpacePrior(self._space, knowledge.sensitivities, latencies)
+        self._prior = SpacePrior(self._space, knowledge.sensitivities, self._latencies)
         self._sampler.prior = self._prior
         self._sampler.reference = reference_values(record, baseline)
-        self.learn(record)
+        self._correct_size(record)
         return self._warm_starts(record)
 
     def learn(self, record: StudyRecord) -> None:
         """Learn from the trials that have ended since the last time."""
-        if self._prior is None:
-            return
-        new = [trial for trial in record.complete if trial.number not in self._learnt]
-        for trial in new:
-            assert trial.candidate is not None
-            times = trial.layer_times  # of the first device
-            for model, us in zip(self._prior.latencies, trial.latencies_us, strict=True):
-                model.add(LatencySample(trial.candidate, times, us))
-                times = None
-        self._learnt |= {trial.number for trial in new}
-        if new:
-            inside = [t for t in record.complete if t.candidate and not t.is_baseline]
-            if inside:
-                expected = self._expect([t.candidate for t in inside if t.candidate])[:, 1]
-                gaps = np.array([t.values[1] for t in inside]) - expected
-                self._prior.size_offset_bytes += float(np.median(gaps))
+        n_before = len(self._learnt)
+        super().learn(record)
+        if self._prior is not None and len(self._learnt) > n_before:
+            self._correct_size(record)
 
-    def predict_latencies_us(self, candidate: Candidate) -> Sequence[tuple[float, float]]:
-        """Return mean and deviation that are expected on each device; none before it is ready."""
-        if self._prior is None:
-            return ()
-        choices = Choices.of(self._space, [candidate])
-        found = (model.predict(choices) for model in self._prior.latencies)
-        return [(float(mean[0]), float(deviation[0])) for mean, deviation in found]
+    def _correct_size(self, record: StudyRecord) -> None:
+        assert self._prior is not None
+        inside = [t for t in record.complete if t.candidate and not t.is_baseline]
+        if inside:
+            expected = self._expect([t.candidate for t in inside if t.candidate])[:, 1]
+            gaps = np.array([t.values[1] for t in inside]) - expected
+            self._prior.size_offset_bytes += float(np.median(gaps))
 
     def _expect(self, candidates: Sequence[Candidate]) -> np.ndarray:
         assert self._prior is not None

@@ -19,14 +19,14 @@ from ...evaluators.size import coded_size_bytes, model_size_bytes
 from ...evaluators.task import Data, Task
 from ..candidate import Candidate
 from ..space import SearchSpace
-from ..training import Log, default_loss, distillation_loss, train
+from ..training import Log, default_loss, distance_to, distillation_loss, train
 from ._float_model import FloatModel, batch_size
 from ._graph import layer_nodes, replace_floats, set_metadata
 from .correction import Correction, changes_spread, correct_layers
 from .equalization import equalize
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
-from .last_layer import find_last_layer, fit_last_layer, layer_inputs
+from .last_layer import answers, find_last_layer, fit_last_layer, last_answers
 from .pruning import fold_batch_norm, prune, reestimate_batch_norm, removed_channels
 from .quantization import LayerValues, quantize
 from .reconstruction import layer_outputs, reconstruct
@@ -37,6 +37,7 @@ __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
 
 CANDIDATE_KEY = "paredown.candidate"
 Report = Callable[[str], None]
+_Show = Callable[[ModelProto], None]
 
 _Weights = tuple[FloatModel, dict[str, LayerValues]]  # in float, and what replaces them
 
@@ -118,29 +119,39 @@ class Compressor:
                 "are not. Their weights are computed in `forward`; make them plain parameters."
             )
 
-    def compress(self, candidate: Candidate, report: Report | None = None) -> CompressedModel:
+    def compress(
+        self,
+        candidate: Candidate,
+        report: Report | None = None,
+        look: Callable[[CompressedModel], None] | None = None,
+    ) -> CompressedModel:
         """Make the model of a candidate.
 
         Args:
             candidate: A candidate of the space.
             report: Called with a word on what is being done.
+            look: Called with drafts of the model, where there are some long before it is done:
+                of the same size, and mostly less accurate. What it raises ends the work.
 
         Raises:
             SpaceError: If the candidate does not belong to the space.
         """
         say = report or (lambda _: None)
+
+        def show(draft: ModelProto) -> None:
+            if look is not None:
+                look(_finished(candidate, draft))
+
         self.space.check(candidate)
         if candidate == self.space.baseline():
             model = copy.deepcopy(self._unpruned.model)
         elif self.shared is None:
-            model = self._quantize(*self._rounded(candidate, say), candidate, say)
+            model = self._quantize(*self._rounded(candidate, say), candidate, say, show)
         elif self.settings.finetune_epochs:
-            model = self._quantize(*self._cut(self.shared, candidate, say), candidate, say)
+            model = self._quantize(*self._cut(self.shared, candidate, say), candidate, say, show)
         else:
-            model = self._nearest(self.shared, candidate, say)
-        set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
-        sizes = model_size_bytes(model), coded_size_bytes(model)
-        return CompressedModel(candidate, model, OnnxModule(model), *sizes)
+            model = self._nearest(self.shared, candidate, say, show)
+        return _finished(candidate, model)
 
     def _float_model(self, candidate: Candidate, say: Report) -> FloatModel:
         key = candidate.pruning
@@ -241,26 +252,34 @@ class Compressor:
         values |= self._corrections(base, values, candidate)
         return base, values
 
-    def _nearest(self, shared: SharedNetwork, candidate: Candidate, say: Report) -> ModelProto:
+    def _nearest(
+        self, shared: SharedNetwork, candidate: Candidate, say: Report, show: _Show
+    ) -> ModelProto:
         """Make a candidate in all ways, and return the one that is nearest to the whole model.
 
         What was learned or rounded in the last layer had no regard to what this candidate's other
         layers compute; to fit it to that takes no training.
         """
         ways = [self._cut(shared, candidate, say)]
+        models = [self._write(*ways[0], candidate)]
+        show(models[0])
         if not self.settings.shared_only:
             ways.append(self._rounded(candidate, say))
+            models.append(self._write(*ways[1], candidate))
         say("quantizing")
-        models = [self._write(*way, candidate) for way in ways]
-        distances = [self._distance(model) for model in models]
+        layer = find_last_layer(ways[0][0].model)
+        name = None if layer is None else layer.name
+        found = [answers(model, self._statistics, name) for model in models]
+        distances = [self._distance(outputs).item() for outputs, _ in found]
         nearest = min(range(len(ways)), key=distances.__getitem__)
-        model, (base, values) = models[nearest], ways[nearest]
-        layer = find_last_layer(base.model)
-        if layer is None:
+        model, (base, values), (_, held_out) = models[nearest], ways[nearest], found[nearest]
+        if layer is None or held_out is None:
             return model
+        show(model)
         say("fitting the last layer")
         inputs, wanted = self._fitting
-        read = layer_inputs(model, layer.name, inputs.split(len(base.batch)))
+        _, read = answers(model, inputs, layer.name)
+        assert read is not None
         weight, bias = (base.module.weights[name] for name in layer.input[1:])
         choice = candidate.layer_choices.get(layer.name)
         bits = None if choice is None or choice.is_float else choice.weight_bits
@@ -270,16 +289,13 @@ class Compressor:
             nearer = self._write(base, values, candidate, replace_floats(base.model, named))
         else:
             nearer = self._write(base, {**values, layer.name: fitted}, candidate)
-        return nearer if self._distance(nearer) < distances[nearest] else model
-
-    def _distance(self, model: ModelProto) -> float:
-        """Return how far a model's outputs are from the uncompressed one's, on training data."""
-        outputs = predict(OnnxModule(model), self._statistics)
-        return distillation_loss(outputs, self._wanted_statistics).item()
+        distance = self._distance(last_answers(nearer, layer.name, held_out)).item()
+        return nearer if distance < distances[nearest] else model
 
     @cached_property
-    def _wanted_statistics(self) -> Tensor:
-        return predict(self._original, self._statistics)
+    def _distance(self) -> Callable[[Tensor], Tensor]:
+        """How far outputs on training data are from the uncompressed model's."""
+        return distance_to(predict(self._original, self._statistics))
 
     def _corrections(
         self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
@@ -322,11 +338,13 @@ class Compressor:
         values: Mapping[str, LayerValues],
         candidate: Candidate,
         say: Report,
+        show: _Show,
     ) -> ModelProto:
         say("quantizing")
         model = self._write(base, values, candidate)
         if not self.settings.finetune_epochs:
             return model
+        show(model)
         say("fine-tuning")
         training = QuantizedTraining(
             base.model, model, candidate.layer_choices, values, self.settings.sparsity
@@ -381,6 +399,13 @@ class Compressor:
         if self.settings.distill:
             return Data(inputs, predict(self._original, inputs))
         return Data(inputs, self.task.train.targets[: self.settings.n_finetuning])
+
+
+def _finished(candidate: Candidate, model: ModelProto) -> CompressedModel:
+    """Write into a file what it is, and make it ready to be evaluated."""
+    set_metadata(model, {CANDIDATE_KEY: json.dumps(candidate.to_json())})
+    sizes = model_size_bytes(model), coded_size_bytes(model)
+    return CompressedModel(candidate, model, OnnxModule(model), *sizes)
 
 
 def _is_close(outputs: Tensor, expected: Tensor) -> bool:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from onnx import ModelProto, NodeProto
 from torch import Tensor
 
+from ...evaluators.accuracy import BATCH_SIZE
 from ...evaluators.onnx_module import OnnxModule
-from ..training import distillation_loss
+from ..training import distance_to
 from ._graph import attribute, initializers
 from .quantization import LayerValues
 from .quantizer import weight_scales
@@ -37,14 +38,35 @@ def find_last_layer(model: ModelProto) -> NodeProto | None:
     return node if weight is not None and math.prod(weight.dims) <= _MAX_WEIGHTS else None
 
 
-def layer_inputs(model: ModelProto, layer: str, batches: Iterable[Tensor]) -> Tensor:
-    """Return what a layer of a graph, named by its node, reads; samples first."""
-    source = next(node.input[0] for node in model.graph.node if node.name == layer)
+def answers(
+    model: ModelProto, inputs: Tensor, layer: str | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Run a graph on samples.
+
+    Args:
+        model: The graph.
+        inputs: Samples, shape `(n, ...)`.
+        layer: A node of which is wanted what it reads.
+
+    Returns:
+        The outputs, and what the layer reads.
+    """
+    sources = {node.input[0] for node in model.graph.node if node.name == layer}
     module = OnnxModule(model)
-    found: list[Tensor] = []
-    for batch in batches:
-        module.observe(batch, {source}, lambda _, values: found.append(values.clone()))
-    return torch.cat(found)
+    read: list[Tensor] = []
+    outputs = [
+        module.observe(batch, sources, lambda _, values: read.append(values.clone()))
+        for batch in inputs.split(BATCH_SIZE)
+    ]
+    return torch.cat(outputs), torch.cat(read) if read else None
+
+
+def last_answers(model: ModelProto, layer: str, read: Tensor) -> Tensor:
+    """Return the outputs of a graph whose last layer reads given values."""
+    weights = OnnxModule(model).weights
+    node = next(node for node in model.graph.node if node.name == layer)
+    weight, bias = (weights[name].detach() for name in node.input[1:])
+    return F.linear(read, weight, bias)
 
 
 def fit_last_layer(
@@ -64,10 +86,11 @@ def fit_last_layer(
         bits: Width that the weight is rounded to; None leaves it as it is.
     """
     start, spread = weight.detach(), inputs.std(0)
+    distance = distance_to(wanted)
 
     def first(weight: Tensor, bias: Tensor) -> Tensor:
         pull = ((weight - start) * spread).square().sum()
-        return distillation_loss(F.linear(inputs, weight, bias), wanted) + _PULL * pull
+        return distance(F.linear(inputs, weight, bias)) + _PULL * pull
 
     weight, bias = _minimize(first, weight, bias)
     if bits is None:
@@ -79,7 +102,7 @@ def fit_last_layer(
     scores = inputs @ rounded.T
 
     def second(gain: Tensor, bias: Tensor) -> Tensor:
-        return distillation_loss(gain * scores + bias, wanted)
+        return distance(gain * scores + bias)
 
     gain, bias = _minimize(second, torch.ones_like(bias), bias)
     return LayerValues(rounded, scale, gain.clamp(1 / _MAX_GAIN, _MAX_GAIN), bias)

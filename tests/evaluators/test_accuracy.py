@@ -11,6 +11,7 @@ from paredown.evaluators.accuracy import (
     top1_accuracy,
     top1_agreement,
 )
+from paredown.evaluators.strata import Strata
 from paredown.evaluators.task import Data
 
 
@@ -112,7 +113,11 @@ def test_intervals_hold_the_whole_as_often_as_they_say(is_share: bool) -> None:
         data = coin_data(1000, 0.9, seed)
         whole = evaluate(nn.Identity(), data)
         parts = evaluate_in_batches(
-            nn.Identity(), data, top1_accuracy if is_share else mean, step=50, seed=seed
+            nn.Identity(),
+            data,
+            top1_accuracy if is_share else mean,
+            step=50,
+            strata=Strata.single(len(data), seed),
         )
         part = next(part for part in parts if part.n_images == 400)
         n_inside += abs(part.accuracy - whole) <= part.half_width

@@ -3,10 +3,11 @@ from __future__ import annotations
 from math import inf
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paredown.search.early_stopping import Gate
+from paredown.search.early_stopping import DraftAccuracies, Gate
 
 # Accuracies of 0.9 and 0.8, negated.
 COSTS = np.array([[-0.9, 1000.0, 50.0], [-0.8, 500.0, 30.0]])
@@ -58,3 +59,46 @@ def test_what_ends_up_on_the_front_is_never_given_up(seed: int, n_devices: int) 
     if not is_dominated:
         assert looks == [None] * 3
     assert (gate.verdict(size, latencies, accuracy) is not None) == is_dominated
+
+
+# ---- drafts
+
+
+def test_little_is_said_of_models_before_some_are_done() -> None:
+    drafts = DraftAccuracies()
+    for _ in range(9):
+        drafts.add(0.8, 0.9)
+    assert drafts.predict(0.8) is None
+    drafts.add(0.8, 0.9)
+    found = drafts.predict(0.8)
+    assert found is not None
+    assert found[0] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("slope", [0.6, 1.0, 1.2])
+def test_models_reach_what_their_drafts_promise(slope: float) -> None:
+    rng = np.random.default_rng(0)
+    is_inside = []
+    for _ in range(300):
+        drafts = DraftAccuracies()
+        for draft in rng.uniform(0.8, 0.9, 20):
+            drafts.add(draft, 0.92 + slope * (draft - 0.9) + rng.normal(0, 0.004))
+        draft = rng.uniform(0.75, 0.92)  # beyond what was seen, too
+        found = drafts.predict(draft)
+        assert found is not None
+        mean, deviation = found
+        assert 0.002 < deviation < 0.05
+        reached = 0.92 + slope * (draft - 0.9) + rng.normal(0, 0.004)
+        is_inside.append(abs(reached - mean) < 3 * deviation)
+    assert np.mean(is_inside) > 0.97
+
+
+def test_a_draft_unlike_all_others_says_less() -> None:
+    drafts = DraftAccuracies()
+    for draft in np.linspace(0.9, 0.92, 12):
+        drafts.add(float(draft), float(draft) + 0.01)
+    near, far = drafts.predict(0.91), drafts.predict(0.5)
+    assert near is not None
+    assert far is not None
+    assert far[0] == pytest.approx(0.51)
+    assert far[1] > 5 * near[1]

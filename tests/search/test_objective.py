@@ -1,5 +1,6 @@
 """With the real parts, and ONNX Runtime to build and run."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from paredown.evaluators.task import Data, Task
 from paredown.evaluators.timing import LatencyProtocol
 from paredown.evaluators.worker import Worker
 from paredown.hw_profiles import load_profile
-from paredown.search.compression.compressor import Compressor
+from paredown.search.compression.compressor import CompressionSettings, Compressor
 from paredown.search.early_stopping import Gate, StoppedEarly
 from paredown.search.objective import Objective
 from paredown.search.space import SearchSpace
@@ -166,6 +167,26 @@ def test_an_open_gate_changes_nothing(objective: Objective, space: SearchSpace) 
     gated = objective.evaluate(space.uniform(8), gate=Gate(np.empty((0, 3)), ()))
     assert gated.accuracy == whole.accuracy
     assert gated.size_bytes == whole.size_bytes
+
+
+def test_a_draft_is_enough_to_give_up(
+    task: Task, space: SearchSpace, objective: Objective, tmp_path: Path
+) -> None:
+    train = Data(task.calibration, task.validation.targets)
+    settings = CompressionSettings(finetune_epochs=1, finetune_batch_size=16)
+    trained = Compressor(dataclasses.replace(task, train=train), space, settings)
+    objective._compressor = trained
+    objective.evaluate(space.baseline())
+    gate = Gate(np.array([[-1.0, 1.0, 0.0]]), (4,))
+    for bits in (8, 7, 6, 5, 4):  # nothing is known of what training does
+        for ratio in (0.0, 0.5):
+            objective.evaluate(space.uniform(bits, 8, ratio), gate=Gate(np.empty((0, 3)), ()))
+    steps: list[str] = []
+    with pytest.raises(StoppedEarly, match="trial 4 is better") as info:
+        objective.evaluate(space.uniform(2, 8, 0.75), steps.append, gate)
+    assert "fine-tuning" not in steps
+    assert info.value.estimates[0] is not None
+    assert info.value.estimates[1] is not None
 
 
 def test_a_bound_on_size_stops_at_once(objective: Objective, space: SearchSpace) -> None:

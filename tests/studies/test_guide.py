@@ -18,7 +18,13 @@ from paredown.search.device_timing import DeviceLatency
 from paredown.search.guided import GuidedSampler
 from paredown.search.knowledge.latency_model import LatencySample
 from paredown.search.space import SearchSpace
-from paredown.studies.guide import LOSSES_KEY, Guide, read_knowledge, reference_values
+from paredown.studies.guide import (
+    LOSSES_KEY,
+    Guide,
+    LatencyGuide,
+    read_knowledge,
+    reference_values,
+)
 from paredown.studies.observer import Observer
 from paredown.studies.records import (
     Constraints,
@@ -128,6 +134,26 @@ def test_it_learns_once_and_leads_the_sampler(
     later, _ = make(again)
     assert later.prepare(record) == starts
     assert again.seen == []
+
+
+def test_any_study_learns_what_latency_to_expect(
+    compressor: Compressor, new_record: NewRecord
+) -> None:
+    space = compressor.space
+    guide = LatencyGuide(space)
+    assert not guide.predict_latencies_us(space.uniform(4))
+    trials = [trial(0, space.baseline(), 5000, is_baseline=True)]
+    assert guide.prepare(new_record(trials)) == ()
+    assert guide.is_ready
+    gaps = []
+    for number, bits in enumerate((8, 3, 6), start=1):
+        ((before, _),) = guide.predict_latencies_us(space.uniform(5))
+        gaps.append(abs(before - latency_us(space.uniform(5))))
+        trials.append(trial(number, space.uniform(bits), 900))
+        guide.learn(new_record(trials))
+    ((mean, deviation),) = guide.predict_latencies_us(space.uniform(5))
+    assert abs(mean - latency_us(space.uniform(5))) < 0.5 * gaps[0]
+    assert 0 < deviation < 0.5 * mean
 
 
 def test_the_reference_is_the_tightest_of_what_is_said(new_record: NewRecord) -> None:

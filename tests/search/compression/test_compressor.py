@@ -255,6 +255,22 @@ def test_fine_tuning_is_reproducible_and_reports(make: Make) -> None:
     assert sum("epoch" in line for line in lines) == 2
 
 
+def test_fine_tuning_begins_after_a_look_at_what_it_begins_with(make: Make) -> None:
+    bench = make("mlp", finetune_epochs=1, finetune_batch_size=16)
+    lines: list[str] = []
+    n_before: list[int] = []
+    compressed = bench.compressor.compress(
+        bench.space.uniform(3), lines.append, lambda draft: n_before.append(len(lines))
+    )
+    assert "fine-tuning" not in lines[: n_before[0]]
+    assert "fine-tuning" in lines[n_before[0] :]
+    untrained: list[CompressedModel] = []
+    whole = make("mlp")
+    whole.compressor.compress(whole.space.uniform(3), look=untrained.append)
+    assert untrained == []  # it is done at once
+    assert compressed.size_bytes > 0
+
+
 @pytest.mark.parametrize("choice", [FLOAT_LAYER, HALF_LAYER])
 def test_fine_tuning_trains_float_layers_with_the_integer_ones(
     choice: LayerChoice, make: Make

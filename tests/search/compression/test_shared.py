@@ -11,11 +11,16 @@ from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.candidate import Candidate, LayerChoice
 from paredown.search.compression import compressor as compressor_module
-from paredown.search.compression.compressor import CompressionSettings, Compressor
+from paredown.search.compression.compressor import (
+    CompressedModel,
+    CompressionSettings,
+    Compressor,
+)
 from paredown.search.compression.pruning import prune, reestimate_batch_norm
 from paredown.search.compression.quantizer import along, largest_integer, weight_scales
 from paredown.search.compression.shared import SharedNetwork, hat_weights
 from paredown.search.compression.surgery import channel_dim
+from paredown.search.early_stopping import StoppedEarly
 from paredown.search.layers import LAYER_TYPES
 from paredown.search.space import SearchSpace
 from paredown.search.training import distillation_loss
@@ -222,3 +227,34 @@ def test_the_weights_that_come_nearer_are_taken(
     assert losses[0] == min(losses)
     if is_spoiled:
         assert losses[0] < losses[1]
+
+
+@pytest.mark.slow
+def test_drafts_are_shown_and_may_end_the_work(build: Build, profile: HardwareProfile) -> None:
+    shared, model, space, inputs = make(build, profile, "residual")
+    data = Data(inputs, predict(model, inputs).argmax(1))
+    task = Task("test", model, inputs[:1], inputs, data, train=data)
+    compressor = Compressor(task, space, shared=shared)
+    candidate = space.uniform(3, pruning_ratio=0.25)
+    plain = compressor.compress(candidate)
+    drafts: list[CompressedModel] = []
+    shown = compressor.compress(candidate, look=drafts.append)
+    assert shown.model.SerializeToString() == plain.model.SerializeToString()
+    assert len(drafts) == 2
+    for draft in drafts:
+        assert draft.candidate == candidate
+        assert draft.size_bytes == plain.size_bytes
+    wanted = predict(model, inputs)
+    losses = [
+        distillation_loss(predict(one.module, inputs), wanted).item() for one in (*drafts, plain)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > losses[2]
+
+    def give_up(draft: CompressedModel) -> None:
+        raise StoppedEarly("enough", (None,))
+
+    steps: list[str] = []
+    with pytest.raises(StoppedEarly):
+        compressor.compress(candidate, steps.append, give_up)
+    assert steps == ["cutting from the shared network"]
