@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -79,29 +78,6 @@ def test_a_prior_helps() -> None:
         runs = [search(GuidedSampler(seed, known, reference), widths, 25, 3) for seed in range(3)]
         found[name] = [volume(run, reference) for run in runs]
     assert min(found["with"]) > max(found["without"])
-
-
-@pytest.mark.slow
-def test_a_suggestion_is_cheap() -> None:
-    study = optuna.create_study(directions=["minimize"] * 3, sampler=GuidedSampler(0, prior))
-    distributions: dict[str, optuna.distributions.BaseDistribution] = {
-        f"b{i}": optuna.distributions.IntDistribution(2, 8) for i in range(N)
-    }
-    rng = np.random.default_rng(0)
-    for _ in range(190):
-        params = {name: int(rng.integers(2, 9)) for name in distributions}
-        values = widths(optuna.trial.FixedTrial(params))  # type: ignore[arg-type]  # stands in
-        study.add_trial(
-            optuna.create_trial(params=params, distributions=distributions, values=values)
-        )
-    seconds = []
-    for _ in range(10):
-        start = time.thread_time()
-        trial = study.ask()
-        values = widths(trial)
-        seconds.append(time.thread_time() - start)
-        study.tell(trial, values)
-    assert np.median(seconds) < 0.25  # takes 0.04 s on a quiet core
 
 
 def test_seeds_decide() -> None:
