@@ -46,14 +46,27 @@ def distillation_loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return distance_to(targets)(outputs)
 
 
-def distance_to(targets: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return `distillation_loss` for targets that many outputs are compared with."""
+def distance_to(targets: Tensor, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Return `distillation_loss` for targets that many outputs are compared with.
+
+    Args:
+        targets: A teacher's outputs, shape `(n, ...)`.
+        weights: How much each sample counts, shape `(n,)`; None lets all count the same.
+    """
     if targets.ndim != 2 or targets.shape[1] < 2:
-        return lambda outputs: F.mse_loss(outputs, targets)
-    wanted = F.log_softmax(targets, dim=1)
-    return lambda outputs: F.kl_div(
-        F.log_softmax(outputs, dim=1), wanted, log_target=True, reduction="batchmean"
-    )
+
+        def distances(outputs: Tensor) -> Tensor:
+            return (outputs - targets).square().reshape(len(targets), -1).mean(dim=1)
+    else:
+        wanted = F.log_softmax(targets, dim=1)
+
+        def distances(outputs: Tensor) -> Tensor:
+            scores = F.log_softmax(outputs, dim=1)
+            return F.kl_div(scores, wanted, log_target=True, reduction="none").sum(dim=1)
+
+    if weights is None:
+        return lambda outputs: distances(outputs).mean()
+    return lambda outputs: (weights * distances(outputs)).mean()
 
 
 def train(

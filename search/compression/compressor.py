@@ -19,11 +19,12 @@ from ...evaluators.size import coded_size_bytes, model_size_bytes
 from ...evaluators.task import Data, Task
 from ..candidate import Candidate
 from ..space import SearchSpace
-from ..training import Log, default_loss, distance_to, distillation_loss, train
+from ..training import Log, default_loss, distillation_loss, train
 from ._float_model import FloatModel, batch_size
 from ._graph import layer_nodes, replace_floats, set_metadata
 from .correction import Correction, changes_spread, correct_layers
 from .equalization import equalize
+from .examples import Examples, choose_examples
 from .export import BaseGraph, ExportError
 from .finetuning import QuantizedTraining
 from .last_layer import answers, find_last_layer, fit_last_layer, last_answers
@@ -43,7 +44,8 @@ _Weights = tuple[FloatModel, dict[str, LayerValues]]  # in float, and what repla
 
 _KEPT_MODELS = 4  # pruned models that are kept for candidates that differ in widths alone
 _STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
-_FITTING_BATCHES = 16  # that last layers are fitted on
+_POOL_BATCHES = 40  # that samples to compare on are chosen from
+_FITTING_BATCHES, _COMPARED_BATCHES = 8, 2  # chosen to fit last layers on, and to compare on
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
@@ -269,33 +271,29 @@ class Compressor:
         say("quantizing")
         layer = find_last_layer(ways[0][0].model)
         name = None if layer is None else layer.name
-        found = [answers(model, self._statistics, name) for model in models]
-        distances = [self._distance(outputs).item() for outputs, _ in found]
+        fitting, compared = self._examples
+        found = [answers(model, compared.inputs, name) for model in models]
+        distance = compared.distance()
+        distances = [distance(outputs).item() for outputs, _ in found]
         nearest = min(range(len(ways)), key=distances.__getitem__)
         model, (base, values), (_, held_out) = models[nearest], ways[nearest], found[nearest]
         if layer is None or held_out is None:
             return model
         show(model)
         say("fitting the last layer")
-        inputs, wanted = self._fitting
-        _, read = answers(model, inputs, layer.name)
+        _, read = answers(model, fitting.inputs, layer.name)
         assert read is not None
         weight, bias = (base.module.weights[name] for name in layer.input[1:])
         choice = candidate.layer_choices.get(layer.name)
         bits = None if choice is None or choice.is_float else choice.weight_bits
-        fitted = fit_last_layer(read, wanted, weight, bias, bits)
+        fitted = fit_last_layer(read, fitting.distance(), weight, bias, bits)
         if bits is None:
             named = dict(zip(layer.input[1:], (fitted.weight, fitted.bias), strict=True))
             nearer = self._write(base, values, candidate, replace_floats(base.model, named))
         else:
             nearer = self._write(base, {**values, layer.name: fitted}, candidate)
-        distance = self._distance(last_answers(nearer, layer.name, held_out)).item()
-        return nearer if distance < distances[nearest] else model
-
-    @cached_property
-    def _distance(self) -> Callable[[Tensor], Tensor]:
-        """How far outputs on training data are from the uncompressed model's."""
-        return distance_to(predict(self._original, self._statistics))
+        fitted_distance = distance(last_answers(nearer, layer.name, held_out)).item()
+        return nearer if fitted_distance < distances[nearest] else model
 
     def _corrections(
         self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
@@ -376,10 +374,18 @@ class Compressor:
         return self._samples(_STATISTICS_BATCHES, seed=0)
 
     @cached_property
-    def _fitting(self) -> tuple[Tensor, Tensor]:
-        """Other samples, that last layers are fitted on, and the uncompressed model's outputs."""
-        inputs = self._samples(_FITTING_BATCHES, seed=1)
-        return inputs, predict(self._original, inputs)
+    def _examples(self) -> tuple[Examples, Examples]:
+        """Training samples to fit last layers on, and others to compare models on."""
+        inputs = self._samples(_POOL_BATCHES, seed=1)
+        outputs = predict(self._original, inputs)
+        size = batch_size(inputs[0])
+        # Interleaved, as data sets may be sorted by class.
+        is_compared = torch.arange(len(inputs)) % (_POOL_BATCHES // 8) == 0
+        parts = ((~is_compared, _FITTING_BATCHES), (is_compared, _COMPARED_BATCHES))
+        fitting, compared = (
+            choose_examples(inputs[rows], outputs[rows], n * size) for rows, n in parts
+        )
+        return fitting, compared
 
     def _samples(self, n_batches: int, seed: int) -> Tensor:
         """Return samples as in training; another seed gives others where there are enough."""

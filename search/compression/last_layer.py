@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ...evaluators.accuracy import BATCH_SIZE
 from ...evaluators.onnx_module import OnnxModule
-from ..training import distance_to
 from ._graph import attribute, initializers
 from .quantization import LayerValues
 from .quantizer import weight_scales
 from .rounding import LayerInputs, round_by_outputs
+
+Distance = Callable[[Tensor], Tensor]
 
 _PULL = 1e-3  # towards the old weights, which tell of what the samples do not show
 _ITERATIONS = 60
@@ -70,23 +71,21 @@ def last_answers(model: ModelProto, layer: str, read: Tensor) -> Tensor:
 
 
 def fit_last_layer(
-    inputs: Tensor, wanted: Tensor, weight: Tensor, bias: Tensor, bits: int | None
+    inputs: Tensor, distance: Distance, weight: Tensor, bias: Tensor, bits: int | None
 ) -> LayerValues:
     """Return the values with which a linear layer comes nearest to wanted outputs.
 
-    Nearest by `distillation_loss`: what counts is the answer, not the scores alone. First weight
-    and bias are fitted, then, with the weight rounded, a factor for each output and the bias
-    again. Both problems are convex and small.
+    First weight and bias are fitted, then, with the weight rounded, a factor for each output and
+    the bias again. Both problems are convex and small.
 
     Args:
         inputs: What the layer reads, shape `(n, n_inputs)`.
-        wanted: Shape `(n, n_outputs)`.
+        distance: How far outputs are from the wanted ones: convex, as `distillation_loss` is.
         weight: Where to begin, shape `(n_outputs, n_inputs)`.
         bias: The same, shape `(n_outputs,)`.
         bits: Width that the weight is rounded to; None leaves it as it is.
     """
     start, spread = weight.detach(), inputs.std(0)
-    distance = distance_to(wanted)
 
     def first(weight: Tensor, bias: Tensor) -> Tensor:
         pull = ((weight - start) * spread).square().sum()
