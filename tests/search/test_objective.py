@@ -169,21 +169,23 @@ def test_an_open_gate_changes_nothing(objective: Objective, space: SearchSpace) 
     assert gated.size_bytes == whole.size_bytes
 
 
-def test_a_draft_is_enough_to_give_up(
-    task: Task, space: SearchSpace, objective: Objective, tmp_path: Path
-) -> None:
+def test_a_draft_is_enough_to_give_up(task: Task, space: SearchSpace, tmp_path: Path) -> None:
     train = Data(task.calibration, task.validation.targets)
     settings = CompressionSettings(finetune_epochs=1, finetune_batch_size=16)
     trained = Compressor(dataclasses.replace(task, train=train), space, settings)
-    objective._compressor = trained
-    objective.evaluate(space.baseline())
-    gate = Gate(np.array([[-1.0, 1.0, 0.0]]), (4,))
-    for bits in (8, 7, 6, 5, 4):  # nothing is known of what training does
-        for ratio in (0.0, 0.5):
-            objective.evaluate(space.uniform(bits, 8, ratio), gate=Gate(np.empty((0, 3)), ()))
+    profile = load_profile("local")
+    everything, nothing = Gate(np.array([[-1.0, 1.0, 0.0]]), (4,)), Gate(np.empty((0, 3)), ())
     steps: list[str] = []
-    with pytest.raises(StoppedEarly, match="trial 4 is better") as info:
-        objective.evaluate(space.uniform(2, 8, 0.75), steps.append, gate)
+    with (
+        Worker(profile.threads, preload=(RUNTIME,)) as worker,
+        Objective(task, trained, worker, RUNTIME, profile, tmp_path, PROTOCOL) as objective,
+    ):
+        objective.evaluate(space.baseline())
+        for bits in (8, 7, 6, 5, 4):  # before that nothing is known of what training does
+            for ratio in (0.0, 0.5):
+                objective.evaluate(space.uniform(bits, 8, ratio), gate=nothing)
+        with pytest.raises(StoppedEarly, match="trial 4 is better") as info:
+            objective.evaluate(space.uniform(2, 8, 0.75), steps.append, everything)
     assert "fine-tuning" not in steps
     assert info.value.estimates[0] is not None
     assert info.value.estimates[1] is not None
