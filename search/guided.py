@@ -35,7 +35,10 @@ objective, but its scale does not matter.
 """
 
 ESTIMATES_KEY = "estimates"
-"""Attribute of a trial that was stopped early: what was known of its objectives, or None each."""
+"""Attribute of a trial that was stopped early: what was known of its objectives, or None each.
+
+Where it is None, the trial's value is a guess.
+"""
 
 _MAX_TRAINING = 250  # trials that a process is made of
 _REFIT_SHARE = 0.15  # more trials after which hyperparameters are looked for again
@@ -226,7 +229,10 @@ def _signs(study: Study) -> Floats:
 
 
 def _read(study: Study, space: Mapping[str, BaseDistribution]) -> _Data:
-    """Read complete trials, what is known of stopped ones, and the parameters of all others."""
+    """Read complete trials, what is known of stopped ones, and the parameters of all others.
+
+    Where not all is known of a stopped trial, its constraints rest on guesses and tell nothing.
+    """
     encoding = Encoding(space)
     trials = [
         trial
@@ -237,19 +243,18 @@ def _read(study: Study, space: Mapping[str, BaseDistribution]) -> _Data:
         and space.keys() <= trial.params.keys()
     ]  # fmt: skip
     signs = _signs(study)
-    unknown = [None] * len(signs)
-    rows = []
-    for trial in trials:
-        values: Sequence[float | None] = unknown
-        if trial.state is TrialState.COMPLETE:
-            values = trial.values
-        elif trial.state is TrialState.PRUNED:
-            values = trial.user_attrs.get(ESTIMATES_KEY, unknown)
-        rows.append([np.nan if value is None else value for value in values])
+    rows: list[Sequence[float | None]] = [
+        trial.user_attrs.get(ESTIMATES_KEY, trial.values)
+        if trial.state is TrialState.COMPLETE
+        else [None] * len(signs)
+        for trial in trials
+    ]
+    # None becomes NaN.
     costs = np.array(rows, np.float64).reshape(len(trials), len(signs)) * signs
+    is_full = np.isfinite(costs).all(axis=1)
     names = sorted({name for trial in trials for name in trial.constraints})
     constraints = {
-        name: np.array([t.constraints.get(name, np.nan) for t in trials], np.float64)
+        name: np.where(is_full, [t.constraints.get(name, np.nan) for t in trials], np.nan)
         for name in names
     }
     is_feasible = np.array(

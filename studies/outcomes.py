@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
@@ -115,35 +117,59 @@ class TrialWriter:
         self._study.tell(trial, objective_values(evaluation, record))
 
     def stop_early(
-        self, trial: optuna.Trial, candidate: Candidate, outcome: StoppedEarly, seconds: float
+        self,
+        trial: optuna.Trial,
+        candidate: Candidate,
+        outcome: StoppedEarly,
+        record: StudyRecord,
+        *,
+        seconds: float,
+        expected_us: Sequence[float],
     ) -> None:
-        """Write down what is known of a candidate that is measured no further."""
-        accuracy, size_bytes, *latencies_us = outcome.estimates
-        n_unknown = len(self._study.directions) - len(outcome.estimates)
+        """Write down what is known of a candidate that is measured no further.
+
+        To Optuna it is a complete trial, as its samplers learn from no others: what is not known
+        has the value that is expected, and `estimates` among its attributes says what is. It can
+        be on no front: it was beaten by another trial, or breaks a bound.
+
+        Args:
+            trial: The trial.
+            candidate: What was given up.
+            outcome: Why, and what is known.
+            record: The study, with a complete trial at least.
+            seconds: How long the trial took.
+            expected_us: Latency that is expected on each device, empty if nothing is.
+        """
+        known = list(outcome.estimates)
+        known += [None] * (len(self._study.directions) - len(known))
+        accuracy, size_bytes, *latencies_us = known
         attributes = {
             "candidate": candidate.to_json(),
             "error": outcome.reason,
-            ESTIMATES_KEY: [*outcome.estimates, *[None] * n_unknown],
+            ESTIMATES_KEY: known,
             "accuracy": accuracy,
             "size_bytes": None if size_bytes is None else round(size_bytes),
-            "latency_us": latencies_us[0] if latencies_us else None,
+            "latency_us": latencies_us[0] if record.n_latencies else None,
             "seconds": seconds,
         }
         self._write(trial, attributes)
-        self._study.tell(trial, state=TrialState.PRUNED)
+        values = _with_expected(known, expected_us, record)
+        latency_us = values[2] if record.n_latencies else None
+        self._constrain(record, trial, values[0], values[1], latency_us)
+        self._study.tell(trial, values)
 
-    def repeat(
-        self, trial: optuna.Trial, candidate: Candidate, same: TrialRecord, record: StudyRecord
-    ) -> None:
+    def repeat(self, trial: optuna.Trial, candidate: Candidate, same: TrialRecord) -> None:
         """Tell the sampler what is known already; the trial does not count."""
+        told = self._storage.get_trial(
+            trial_id_of(self._storage, self._study.study_name, same.number)
+        )
         attributes: dict[str, Any] = {"duplicate_of": same.number, "error": same.error}
+        if ESTIMATES_KEY in told.user_attrs:
+            attributes[ESTIMATES_KEY] = told.user_attrs[ESTIMATES_KEY]
         self._write(trial, {"candidate": candidate.to_json(), **attributes})
-        if same.state == "complete":
-            accuracy, size_bytes, *_ = same.values
-            self._constrain(record, trial, accuracy, size_bytes, same.latency_us)
-            self._study.tell(trial, same.values)
-        else:
-            self._study.tell(trial, state=TrialState.FAIL)
+        for name, value in told.constraints.items():
+            trial.set_constraint(name, value)
+        self._study.tell(trial, told.values, state=told.state)
 
     def fail(self, trial: optuna.Trial, candidate: Candidate, reason: str, seconds: float) -> None:
         """Write down why a candidate has no measures."""
@@ -170,6 +196,15 @@ class TrialWriter:
     def _write(self, trial: optuna.Trial, attributes: dict[str, Any]) -> None:
         trial_id = trial_id_of(self._storage, self._study.study_name, trial.number)
         set_trial_attributes(self._storage, trial_id, attributes)
+
+
+def _with_expected(
+    known: Sequence[float | None], expected_us: Sequence[float], record: StudyRecord
+) -> list[float]:
+    """Fill what is not known: latencies as expected, all else as of the median trial."""
+    medians = np.median([trial.values for trial in record.complete], axis=0).tolist()
+    guesses = [*medians[:2], *expected_us, *medians[2 + len(expected_us) :]]
+    return [guess if value is None else value for value, guess in zip(known, guesses, strict=True)]
 
 
 def mark_interrupted(study: optuna.Study, storage: RDBStorage) -> int:

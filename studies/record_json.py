@@ -15,6 +15,7 @@ from ..evaluators.measurement import Latency
 from ..hw_profiles.profile import HardwareProfile
 from ..search.candidate import Candidate
 from ..search.device_timing import DeviceLatency
+from ..search.guided import ESTIMATES_KEY
 from ..search.rules import LayerRule
 from .errors import StorageError
 from .records import Constraints, Reference, StudyRecord, StudySettings, TrialRecord
@@ -34,7 +35,6 @@ MEASURES = (
 
 _STATES = {
     TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "stopped early",  # pruning is of channels here
     TrialState.FAIL: "failed",
 }
 
@@ -43,6 +43,8 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
     """Return Optuna's trial as a record."""
     attrs = trial.user_attrs
     state = _STATES.get(trial.state, "running")
+    if state == "complete" and ESTIMATES_KEY in attrs:
+        state = "stopped early"
     if "duplicate_of" in attrs and trial.state.is_finished():
         state = "duplicate"
     candidate, latency = attrs.get("candidate"), attrs.get("latency")
@@ -58,7 +60,7 @@ def trial_record(trial: FrozenTrial) -> TrialRecord:
         is_baseline=bool(attrs.get("is_baseline", False)),
         model_file=attrs.get("model_file"),
         finetuned_from=attrs.get("finetuned_from"),
-        is_feasible=trial.state is TrialState.COMPLETE
+        is_feasible=state == "complete"
         and all(value <= 0.0 for value in trial.constraints.values()),
         further=tuple((name, value) for name, value in attrs.get("further", ())),
         others=tuple(DeviceLatency.from_json(data) for data in attrs.get("others", ())),

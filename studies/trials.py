@@ -196,7 +196,7 @@ class TrialLoop:
         if same is not None:
             self._n_repeats += 1
             with self._stop.shield():
-                self._writer.repeat(trial, candidate, same, self._record)
+                self._writer.repeat(trial, candidate, same)
             return True
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
@@ -211,7 +211,14 @@ class TrialLoop:
             further_measures(evaluation, self._record)  # each must be there
         except StoppedEarly as outcome:
             with self._stop.shield():
-                self._writer.stop_early(trial, candidate, outcome, time.monotonic() - start)
+                self._writer.stop_early(
+                    trial,
+                    candidate,
+                    outcome,
+                    self._record,
+                    seconds=time.monotonic() - start,
+                    expected_us=[mean for mean, _ in expected],
+                )
                 self._report(trial.number)
             self._n_failures = 0
             return True
@@ -248,8 +255,8 @@ class TrialLoop:
     def _gate(self, candidate: Candidate, expected: Sequence[tuple[float, float]]) -> Gate | None:
         """Return what a candidate is compared with; what every study begins with runs whole."""
         record = self._record
-        settings = record.settings
-        if not settings.early_stopping or candidate in planned_candidates(self._space):
+        is_compared = record.settings.early_stopping and record.baseline is not None
+        if not is_compared or candidate in planned_candidates(self._space):
             return None
         n_latencies = record.n_latencies
         least = (0.0,) * n_latencies

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
 
 from paredown.search.guided import ESTIMATES_KEY, GuidedSampler
 from paredown.search.pareto import hypervolume
@@ -125,7 +124,8 @@ def test_reference_sets_the_region() -> None:
         search(GuidedSampler(0, prior, (1.0, 2.0)), widths, 4, 3)
 
 
-def test_what_is_known_of_stopped_trials_counts() -> None:
+def after_a_stopped_trial(guess: float) -> list[list[float]]:
+    """Return the values of what is suggested where a trial's size alone is known."""
     sampler = GuidedSampler(0, prior)
     study = optuna.create_study(directions=["minimize"] * 3, sampler=sampler)
     for bits in (2, 8, 5):
@@ -135,11 +135,17 @@ def test_what_is_known_of_stopped_trials_counts() -> None:
         found = widths(trial)
         if trial.params["b0"] == 5:
             trial.set_user_attr(ESTIMATES_KEY, [None, found[1], None])
-            study.tell(trial, state=TrialState.PRUNED)
+            trial.set_constraint("bound", guess)
+            found = (guess, found[1], guess)
         else:
-            study.tell(trial, found)
-    study.optimize(widths, n_trials=2)
-    assert all(t.values is not None for t in study.trials[3:])
+            trial.set_constraint("bound", -1.0)
+        study.tell(trial, found)
+    study.optimize(widths, n_trials=3)
+    return [t.values for t in study.trials[3:]]
+
+
+def test_guesses_at_stopped_trials_do_not_count() -> None:
+    assert after_a_stopped_trial(1e-6) == after_a_stopped_trial(30.0)
 
 
 def test_running_trials_are_not_repeated() -> None:

@@ -10,6 +10,7 @@ import pytest
 from paredown.evaluators.measurement import EvaluationError, Latency
 from paredown.search.candidate import Candidate
 from paredown.search.early_stopping import Gate, StoppedEarly
+from paredown.search.guided import ESTIMATES_KEY
 from paredown.search.objective import Evaluation
 from paredown.search.space import LayerInfo, PruningGroup, SearchSpace
 from paredown.studies.errors import StudyError
@@ -367,8 +368,47 @@ def test_what_is_known_of_a_stopped_candidate_is_kept(bench: Bench) -> None:
     assert trial.candidate == bench.evaluator.seen[5]
     assert record.n_finished == 7
     assert len(record.complete) == 6
+
+
+def test_samplers_learn_from_stopped_candidates(bench: Bench) -> None:
+    bench.evaluator.errors[5] = StoppedEarly("trial 3 is better", (0.5, 1000.0, None))
+    record = bench.run(7)
+
+    told = optuna.load_study(study_name="digits", storage=bench.storage).trials[5]
+    assert told.state is optuna.trial.TrialState.COMPLETE
+    accuracy, size_bytes, latency_us = told.values
+    assert (accuracy, size_bytes) == (0.5, 1000.0)
+    latencies_us = [trial.values[2] for trial in record.complete if not trial.again]
+    assert min(latencies_us) <= latency_us <= max(latencies_us)  # no guide expects another one
+    assert 5 not in [trial.number for trial in record.front()]
+
+
+def test_stopped_candidates_break_the_bounds(tmp_path: Path, new_record: NewRecord) -> None:
+    settings = StudySettings(constraints=Constraints(max_size_bytes=900))
+    bench = Bench(tmp_path, new_record([], settings=settings))
+    bench.evaluator.errors[5] = StoppedEarly("its size is 1000", (None, 1000.0, None))
+    bench.run(7)
+
+    told = optuna.load_study(study_name="digits", storage=bench.storage).trials[5]
+    assert told.constraints == {"max_size_bytes": 100.0}
+
+
+def test_repeats_of_stopped_candidates(tmp_path: Path, new_record: NewRecord) -> None:
+    layers = (LayerInfo("conv1", "conv", (8, 8, 3, 3), 1000, (1, 8, 8, 8), (4, 8, 32), (8,)),)
+    group = PruningGroup("conv1", 16, (8, 16), ("conv1",))
+    bench = Bench(tmp_path, new_record([]), SearchSpace((group,), layers))
+    for place in (3, 4):  # after the baseline and the uniform widths
+        bench.evaluator.errors[place] = StoppedEarly("worse", (0.5, 1000.0, None))
+    record = bench.run(20)
+
     study = optuna.load_study(study_name="digits", storage=bench.storage)
-    assert study.trials[5].state is optuna.trial.TrialState.PRUNED
+    stopped = {t.candidate: t.number for t in record.trials if t.state == "stopped early"}
+    repeats = [t for t in record.trials if t.state == "duplicate" and t.candidate in stopped]
+    assert repeats
+    for trial in repeats:
+        told, first = study.trials[trial.number], study.trials[stopped[trial.candidate]]
+        assert (told.state, told.values) == (first.state, first.values)
+        assert told.user_attrs[ESTIMATES_KEY] == [0.5, 1000.0, None]
 
 
 def test_whole_trials_on_request(tmp_path: Path, new_record: NewRecord) -> None:
