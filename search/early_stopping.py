@@ -24,8 +24,7 @@ LATENCY_DEVIATIONS = 3.0
 DRAFT_DEVIATIONS = 2.0
 """Beyond what a model is expected to reach from its draft: the best that it may reach."""
 
-_LEAST_DRAFTS = 10  # that something is said from
-_SLOPE_DEVIATION = 0.5  # of the accuracy of models by that of their drafts, around 1
+_LEAST_DRAFTS, _MOST_DRAFTS = 10, 30  # that something is said from
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,35 +83,34 @@ class Gate:
 
 
 class DraftAccuracies:
-    """What accuracy models reach when they are done, from that of their drafts.
+    """What accuracy models reach when they are done, by how far their drafts are from the aim.
 
-    A straight line through the models that are done. Whatever they have in common, such as that
-    the last layer is still to be fitted, or that few samples are looked at, is in its spread.
+    A straight line through the models that are done and whose drafts were about as far; further
+    away it bends. Whatever they have in common, such as that the last layer is still to be
+    fitted, is in the line, and how they differ in that is in its spread. What is further away
+    than all of them reaches no more than the furthest.
     """
 
     def __init__(self) -> None:
         self._pairs: list[tuple[float, float]] = []
 
-    def add(self, draft: float, accuracy: float) -> None:
+    def add(self, distance: float, accuracy: float) -> None:
         """Learn from a model that is done."""
-        self._pairs.append((draft, accuracy))
+        self._pairs.append((distance, accuracy))
 
-    def predict(self, draft: float) -> tuple[float, float] | None:
+    def predict(self, distance: float) -> tuple[float, float] | None:
         """Return mean and standard deviation of what is reached; None while little is known."""
-        n = len(self._pairs)
-        if n < _LEAST_DRAFTS:
+        if len(self._pairs) < _LEAST_DRAFTS:
             return None
-        drafts, accuracies = np.array(self._pairs).T
-        gains = accuracies - drafts
-        places = drafts - drafts.mean()
-        noise = max(float(np.var(gains)), 1e-12)
-        precision = float(places @ places) / noise + _SLOPE_DEVIATION**-2
-        slope = float(places @ gains) / noise / precision
-        left = gains - gains.mean() - slope * places
-        variance = float(left @ left) / (n - 2)
-        here = draft - drafts.mean()
-        mean = draft + gains.mean() + slope * here
-        return float(mean), float(np.sqrt(variance * (1 + 1 / n) + here**2 / precision))
+        distance = min(distance, max(pair[0] for pair in self._pairs))
+        pairs = sorted(self._pairs, key=lambda pair: abs(pair[0] - distance))[:_MOST_DRAFTS]
+        distances, accuracies = np.array(pairs).T
+        n, places, here = len(pairs), distances - distances.mean(), distance - distances.mean()
+        spread = max(float(places @ places), 1e-12)
+        slope = float(places @ accuracies) / spread
+        left = accuracies - accuracies.mean() - slope * places
+        variance = float(left @ left) / (n - 2) * (1 + 1 / n + here**2 / spread)
+        return float(accuracies.mean() + slope * here), float(np.sqrt(variance))
 
 
 class StoppedEarly(Exception):

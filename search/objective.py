@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -36,9 +35,8 @@ from .early_stopping import (
 from .knowledge.latency_model import LatencySample
 
 if TYPE_CHECKING:
-    from .compression.compressor import CompressedModel
+    from .compression.compressor import CompressedModel, Draft
 
-_DRAFT_LOOK = 512  # samples that a draft runs
 _FIRST_LOOK = 1024  # samples that run before a candidate is built
 _N_CHECKED = 4  # samples that run on an emulated device, which takes seconds for each
 
@@ -50,7 +48,7 @@ class CandidateCompressor(Protocol):
         self,
         candidate: Candidate,
         report: Callable[[str], None] | None = None,
-        look: Callable[[CompressedModel], None] | None = None,
+        look: Callable[[Draft], None] | None = None,
     ) -> CompressedModel:
         """Return the compressed model of a candidate, always the same one.
 
@@ -118,7 +116,7 @@ class Objective:
         ]
         self._folder = folder
         self._sign = 1.0 if task.higher_is_better else -1.0
-        self._drafts: defaultdict[int, DraftAccuracies] = defaultdict(DraftAccuracies)
+        self._drafts = DraftAccuracies()
         self._overlaps = bool(_free_cpus(worker))
         self._executor = ThreadPoolExecutor(
             1,
@@ -220,8 +218,9 @@ class Objective:
         """
         report("compressing")
         watch = _Watch(gate)
-        look = None if gate is None else lambda draft: self._look(draft, watch)
-        compressed = self._compressor.compress(candidate, report, look)
+        compressed = self._compressor.compress(
+            candidate, report, lambda draft: self._look(draft, watch)
+        )
         watch.size_bytes = compressed.size_bytes
         watch.check()
         path = self._folder / f"{candidate.digest}.onnx"
@@ -249,7 +248,7 @@ class Objective:
         partial = self._accuracies(compressed, watch)
         if watch.gate is not None:
             report("accuracy of some samples")
-            self._first_look(partial, _FIRST_LOOK)
+            self._first_look(partial)
         running = self._executor.submit(_go_on, partial, lambda: watch.is_timed)
         try:
             report("compiling")
@@ -271,24 +270,23 @@ class Objective:
             wait([running])
             raise
         assert watch.accuracy is not None
-        for place, draft in enumerate(watch.drafts):
-            self._drafts[place].add(draft, watch.accuracy)
+        if watch.distance is not None:
+            self._drafts.add(watch.distance, watch.accuracy)
         return replace(found, accuracy=watch.accuracy)
 
-    def _look(self, draft: CompressedModel, watch: _Watch) -> None:
+    def _look(self, draft: Draft, watch: _Watch) -> None:
         """Give up a candidate whose draft is so bad that the model will not be good enough."""
         watch.size_bytes = draft.size_bytes
         watch.check()
-        found = self._first_look(self._in_batches(draft.module, watch), _DRAFT_LOOK)
-        expected = self._drafts[len(watch.drafts)].predict(found.accuracy)
-        watch.drafts.append(found.accuracy)
+        watch.distance = draft.distance
+        expected = self._drafts.predict(draft.distance)
         if expected is not None:
             watch.accuracy, deviation = expected
             watch.check(watch.accuracy + self._sign * DRAFT_DEVIATIONS * deviation)
 
-    def _first_look(self, parts: Iterator[PartialAccuracy], n_samples: int) -> PartialAccuracy:
+    def _first_look(self, parts: Iterator[PartialAccuracy]) -> PartialAccuracy:
         """Run some samples, of a small set not more than a tenth."""
-        n_enough = min(n_samples, len(self._task.validation) // 10)
+        n_enough = min(_FIRST_LOOK, len(self._task.validation) // 10)
         return next(part for part in parts if part.n_images >= n_enough)
 
     def _accuracies(self, compressed: CompressedModel, watch: _Watch) -> Iterator[PartialAccuracy]:
@@ -372,7 +370,7 @@ class _Watch:
 
     gate: Gate | None
     size_bytes: int = 0
-    drafts: list[float] = field(default_factory=list)  # accuracies of drafts on some samples
+    distance: float | None = None  # of the draft, if there was one
     latencies_us: tuple[float, ...] | None = None  # least that they can be
     accuracy: float | None = None
     is_timed: bool = False

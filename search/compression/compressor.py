@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -38,7 +40,7 @@ __all__ = ["CompressedModel", "CompressionSettings", "Compressor"]
 
 CANDIDATE_KEY = "paredown.candidate"
 Report = Callable[[str], None]
-_Show = Callable[[ModelProto], None]
+_Show = Callable[[ModelProto, float], None]  # told the distance, too
 
 _Weights = tuple[FloatModel, dict[str, LayerValues]]  # in float, and what replaces them
 
@@ -46,6 +48,9 @@ _KEPT_MODELS = 4  # pruned models that are kept for candidates that differ in wi
 _STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
 _POOL_BATCHES = 40  # that samples to compare on are chosen from
 _FITTING_BATCHES, _COMPARED_BATCHES = 8, 2  # chosen to fit last layers on, and to compare on
+_RATIOS = (0.25, 0.5, 0.75, 1.0)  # of pruning alike, to compare the ways on
+_CLEAR_GAIN = math.log(2)  # of the nearer way
+_NO_DISTANCE = 1e-9
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
 
@@ -67,6 +72,20 @@ class CompressedModel:
     module: OnnxModule
     size_bytes: int
     coded_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What is known of a candidate long before its model is done.
+
+    Attributes:
+        size_bytes: Size of its parameters, which is that of the model.
+        distance: Of its answers to training samples from those of the uncompressed model, as
+            `distance_to` has it; mostly larger than the model's.
+    """
+
+    size_bytes: int
+    distance: float
 
 
 class Compressor:
@@ -125,24 +144,24 @@ class Compressor:
         self,
         candidate: Candidate,
         report: Report | None = None,
-        look: Callable[[CompressedModel], None] | None = None,
+        look: Callable[[Draft], None] | None = None,
     ) -> CompressedModel:
         """Make the model of a candidate.
 
         Args:
             candidate: A candidate of the space.
             report: Called with a word on what is being done.
-            look: Called with drafts of the model, where there are some long before it is done:
-                of the same size, and mostly less accurate. What it raises ends the work.
+            look: Called with a draft of the model, where there is one long before it is done.
+                What it raises ends the work.
 
         Raises:
             SpaceError: If the candidate does not belong to the space.
         """
-        say = report or (lambda _: None)
+        say = report or _say_nothing
 
-        def show(draft: ModelProto) -> None:
+        def show(draft: ModelProto, distance: float) -> None:
             if look is not None:
-                look(_finished(candidate, draft))
+                look(Draft(model_size_bytes(draft), distance))
 
         self.space.check(candidate)
         if candidate == self.space.baseline():
@@ -257,18 +276,17 @@ class Compressor:
     def _nearest(
         self, shared: SharedNetwork, candidate: Candidate, say: Report, show: _Show
     ) -> ModelProto:
-        """Make a candidate in all ways, and return the one that is nearest to the whole model.
+        """Make a candidate in the ways that may be best; return the nearest to the whole model.
 
         What was learned or rounded in the last layer had no regard to what this candidate's other
         layers compute; to fit it to that takes no training.
         """
         ways = [self._cut(shared, candidate, say)]
-        models = [self._write(*ways[0], candidate)]
-        show(models[0])
-        if not self.settings.shared_only:
+        degree = shared.pruning_degree(candidate)
+        if not self.settings.shared_only and (not degree or degree <= self._reach_of_rounding):
             ways.append(self._rounded(candidate, say))
-            models.append(self._write(*ways[1], candidate))
         say("quantizing")
+        models = [self._write(*way, candidate) for way in ways]
         layer = find_last_layer(ways[0][0].model)
         name = None if layer is None else layer.name
         fitting, compared = self._examples
@@ -277,9 +295,9 @@ class Compressor:
         distances = [distance(outputs).item() for outputs, _ in found]
         nearest = min(range(len(ways)), key=distances.__getitem__)
         model, (base, values), (_, held_out) = models[nearest], ways[nearest], found[nearest]
+        show(model, distances[nearest])
         if layer is None or held_out is None:
             return model
-        show(model)
         say("fitting the last layer")
         _, read = answers(model, fitting.inputs, layer.name)
         assert read is not None
@@ -294,6 +312,32 @@ class Compressor:
             nearer = self._write(base, {**values, layer.name: fitted}, candidate)
         fitted_distance = distance(last_answers(nearer, layer.name, held_out)).item()
         return nearer if fitted_distance < distances[nearest] else model
+
+    @cached_property
+    def _reach_of_rounding(self) -> float:
+        """Degree of pruning beyond which no candidate is nearer without training.
+
+        What is pruned alike everywhere tells it, in float: with narrow weights as well, the way
+        that is twice as far there was never the nearer one (ResNet-8 on Fashion-MNIST).
+        """
+        assert self.shared is not None
+        degree, gain = 0.0, 0.0
+        for ratio in _RATIOS:
+            candidate = self.space.uniform(32, 32, ratio)
+            ways = (self._cut(self.shared, candidate, _say_nothing),
+                    self._rounded(candidate, _say_nothing))  # fmt: skip
+            cut, rounded = (self._distance(self._write(*way, candidate)) for way in ways)
+            last = degree, gain
+            degree = self.shared.pruning_degree(candidate)
+            gain = math.log((rounded + _NO_DISTANCE) / (cut + _NO_DISTANCE))
+            if gain > _CLEAR_GAIN:
+                return float(np.interp(_CLEAR_GAIN, (last[1], gain), (last[0], degree)))
+        return 1.0
+
+    def _distance(self, model: ModelProto) -> float:
+        """Return how far a model's answers are from those of the uncompressed one."""
+        _, compared = self._examples
+        return compared.distance()(answers(model, compared.inputs)[0]).item()
 
     def _corrections(
         self, base: FloatModel, values: Mapping[str, LayerValues], candidate: Candidate
@@ -342,7 +386,7 @@ class Compressor:
         model = self._write(base, values, candidate)
         if not self.settings.finetune_epochs:
             return model
-        show(model)
+        show(model, self._distance(model))
         say("fine-tuning")
         training = QuantizedTraining(
             base.model, model, candidate.layer_choices, values, self.settings.sparsity
@@ -405,6 +449,10 @@ class Compressor:
         if self.settings.distill:
             return Data(inputs, predict(self._original, inputs))
         return Data(inputs, self.task.train.targets[: self.settings.n_finetuning])
+
+
+def _say_nothing(_: str) -> None:
+    pass
 
 
 def _finished(candidate: Candidate, model: ModelProto) -> CompressedModel:

@@ -188,6 +188,10 @@ class SharedNetwork(nn.Module):
                 scales[name] = scale
         return SlicedModel(module, scales)
 
+    def pruning_degree(self, candidate: Candidate) -> float:
+        """Return how far a candidate is pruned, from 0 to 1 for the smallest one."""
+        return self._degrees(candidate)[0].mean
+
     def _weights(self, candidate: Candidate) -> dict[str, Tensor]:
         """Return the parameters of the whole network at a candidate's place."""
         pruning, rounding = self._degrees(candidate)

@@ -67,38 +67,54 @@ def test_what_ends_up_on_the_front_is_never_given_up(seed: int, n_devices: int) 
 def test_little_is_said_of_models_before_some_are_done() -> None:
     drafts = DraftAccuracies()
     for _ in range(9):
-        drafts.add(0.8, 0.9)
-    assert drafts.predict(0.8) is None
-    drafts.add(0.8, 0.9)
-    found = drafts.predict(0.8)
+        drafts.add(0.1, 0.9)
+    assert drafts.predict(0.1) is None
+    drafts.add(0.1, 0.9)
+    found = drafts.predict(0.1)
     assert found is not None
     assert found[0] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("slope", [0.6, 1.0, 1.2])
-def test_models_reach_what_their_drafts_promise(slope: float) -> None:
+@pytest.mark.parametrize("bend", [0.0, 0.5])
+def test_models_reach_what_their_drafts_promise(bend: float) -> None:
+    def reached(distance: float) -> float:
+        return 0.93 - 0.3 * distance + bend * distance**2 + rng.normal(0, 0.004)
+
     rng = np.random.default_rng(0)
     is_inside = []
     for _ in range(300):
         drafts = DraftAccuracies()
-        for draft in rng.uniform(0.8, 0.9, 20):
-            drafts.add(draft, 0.92 + slope * (draft - 0.9) + rng.normal(0, 0.004))
-        draft = rng.uniform(0.75, 0.92)  # beyond what was seen, too
-        found = drafts.predict(draft)
+        for distance in rng.uniform(0.02, 0.3, 40):
+            drafts.add(distance, reached(distance))
+        distance = rng.uniform(0.01, 0.29)
+        found = drafts.predict(distance)
         assert found is not None
         mean, deviation = found
-        assert 0.002 < deviation < 0.05
-        reached = 0.92 + slope * (draft - 0.9) + rng.normal(0, 0.004)
-        is_inside.append(abs(reached - mean) < 3 * deviation)
+        assert 0.002 < deviation < 0.02
+        is_inside.append(abs(reached(distance) - mean) < 3 * deviation)
     assert np.mean(is_inside) > 0.97
 
 
-def test_a_draft_unlike_all_others_says_less() -> None:
+def test_what_is_nearer_than_all_drafts_may_reach_more_and_what_is_further_does_not() -> None:
+    rng = np.random.default_rng(0)
     drafts = DraftAccuracies()
-    for draft in np.linspace(0.9, 0.92, 12):
-        drafts.add(float(draft), float(draft) + 0.01)
-    near, far = drafts.predict(0.91), drafts.predict(0.5)
-    assert near is not None
-    assert far is not None
-    assert far[0] == pytest.approx(0.51)
-    assert far[1] > 5 * near[1]
+    for distance in np.linspace(0.11, 0.13, 12).tolist():
+        drafts.add(distance, 0.93 - 0.3 * distance + rng.normal(0, 0.001))
+    nearer, inside, further = (drafts.predict(distance) for distance in (0.0, 0.12, 0.5))
+    assert nearer is not None
+    assert inside is not None
+    assert further is not None
+    assert nearer[1] > 5 * inside[1]
+    assert further == drafts.predict(0.13)
+
+
+def test_drafts_as_far_tell_more_than_others() -> None:
+    drafts = DraftAccuracies()
+    for distance in np.linspace(0.01, 0.03, 30).tolist():
+        drafts.add(distance, 0.93 - 0.3 * distance)
+    for distance in np.linspace(2.0, 3.0, 30).tolist():  # as good as guessing
+        drafts.add(distance, 0.1)
+    found = drafts.predict(0.02)
+    assert found is not None
+    assert found[0] == pytest.approx(0.924)
+    assert found[1] < 1e-6

@@ -19,6 +19,7 @@ from paredown.search.compression.compressor import (
     CompressedModel,
     CompressionSettings,
     Compressor,
+    Draft,
 )
 from paredown.search.compression.export import ExportError
 from paredown.search.compression.pruning import prune
@@ -264,7 +265,7 @@ def test_fine_tuning_begins_after_a_look_at_what_it_begins_with(make: Make) -> N
     )
     assert "fine-tuning" not in lines[: n_before[0]]
     assert "fine-tuning" in lines[n_before[0] :]
-    untrained: list[CompressedModel] = []
+    untrained: list[Draft] = []
     whole = make("mlp")
     whole.compressor.compress(whole.space.uniform(3), look=untrained.append)
     assert untrained == []  # it is done at once
