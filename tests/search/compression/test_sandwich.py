@@ -15,6 +15,7 @@ from paredown.search.compression.pruning import reestimate_batch_norm
 from paredown.search.compression.sandwich import SandwichTraining, SharedSettings, sandwich
 from paredown.search.compression.shared import SharedNetwork
 from paredown.search.compression.shared_cache import shared_network
+from paredown.search.options import SpaceSettings
 from paredown.search.space import SearchSpace
 from paredown.search.training import distillation_loss
 
@@ -58,6 +59,23 @@ def test_the_smallest_leads_in_every_fourth_step(space: SearchSpace) -> None:
     smallest = space.uniform(0, 0, 1.0)
     first = [next(sandwich(space, np.random.default_rng(seed), 3)) for seed in range(200)]
     assert 30 < first.count(smallest) < 90
+
+
+@pytest.mark.parametrize("tie", ["layer", "stage"])
+def test_groups_are_pruned_alike_and_apart(
+    build: Build, profile: HardwareProfile, tie: str
+) -> None:
+    model, example = build("residual")
+    space = SearchSpace.from_model(model, example, profile, SpaceSettings(tie=tie))
+    pruned = [
+        candidate
+        for seed in range(60)
+        for candidate in sandwich(space, np.random.default_rng(seed), 3)
+    ]
+    for candidate in pruned:
+        space.check(candidate)  # tied groups are cut together
+    alike = {space.uniform(8, 8, ratio).pruning for ratio in np.linspace(0, 1, 201)}
+    assert 0.3 < np.mean([candidate.pruning in alike for candidate in pruned]) < 0.8
 
 
 def test_few_bits_are_trained_most(space: SearchSpace) -> None:
