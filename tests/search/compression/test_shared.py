@@ -42,6 +42,12 @@ def learned(shared: SharedNetwork) -> list[nn.Parameter]:
     return [parameter for parameter in shared.parameters() if parameter.requires_grad]
 
 
+def spoil(shared: SharedNetwork) -> None:
+    with torch.no_grad():
+        for parameter in learned(shared):
+            parameter.normal_()
+
+
 def normalised_by_batch(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
         output: Tensor = model.train()(inputs)
@@ -209,9 +215,7 @@ def test_the_weights_that_come_nearer_are_taken(
 ) -> None:
     shared, model, space, inputs = make(build, profile, "residual")
     if is_spoiled:
-        with torch.no_grad():
-            for parameter in learned(shared):
-                parameter.normal_()
+        spoil(shared)
     wanted = predict(model, inputs)
     task = Task("test", model, inputs[:1], inputs, Data(inputs, wanted.argmax(1)))
     task = dataclasses.replace(task, train=task.validation)
@@ -237,9 +241,7 @@ def test_a_way_that_is_never_nearer_is_not_tried(
     shared, model, space, inputs = make(build, profile, "residual")
     data = Data(inputs, predict(model, inputs).argmax(1))
     if is_spoiled:
-        with torch.no_grad():
-            for parameter in learned(shared):
-                parameter.normal_()
+        spoil(shared)
     calibration = inputs if is_spoiled else torch.zeros_like(inputs)  # which tell nothing
     task = Task("test", model, inputs[:1], calibration, data, train=data)
     compressor = Compressor(task, space, shared=shared)
