@@ -26,6 +26,7 @@ from .stored import StoredWeights, store
 from .transposed import Phases
 
 _FAR_BYTES = 1 << 17  # weights of a layer that have left the near caches when it runs again
+_HEAVY = 4  # weights of so many times the images' bytes are not read twice; 2 to 8 gave the same
 
 Arguments = list[NDArray[np.generic]]
 
@@ -203,7 +204,7 @@ class ConvLayer:
         values = {
             **self._values(),
             **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
-            "chunks": self._chunks(len(cut.starts), -(-self.grid[0] // knobs.th)),
+            **self._tasks(len(cut.starts), -(-self.grid[0] // knobs.th), packed.nbytes),
             "shift": shift,
         }
         constants = layer._constants(packed, np.concatenate(table))
@@ -221,10 +222,21 @@ class ConvLayer:
         """Whether weights in the dtype that a kernel reads can be stored in fewer bits."""
         return self.is_integer or (self.is_half and dtype == "float32")
 
-    def _chunks(self, blocks: int, rows_of_tiles: int) -> int:
-        """Return into how many parts rows are cut, so that all threads get as much to do."""
-        chunks = self.threads // math.gcd(blocks, self.threads)
-        return min(chunks, self.output.n * rows_of_tiles)
+    def _tasks(self, blocks: int, rows: int, weights_bytes: int) -> dict[str, int]:
+        """Return into how many chunks `rows` of tiles are cut, and how tasks are counted.
+
+        Each thread takes tasks that follow each other, as many as the others. Counted through the
+        blocks first, they are rows of the image: a thread then reads what it has written in the
+        layer before, and no cache line is written by two. Counted through the chunks first, they
+        are channels: no thread reads the weights of another.
+        """
+        rows *= self.output.n
+        images_bytes = (self.source.size + self.output.size) * (1 if self.is_integer else 4)
+        if 1 < self.threads <= rows and weights_bytes < _HEAVY * images_bytes:
+            chunks = self.threads if rows % self.threads == 0 else rows
+            return {"chunks": chunks, "bs": 1, "cs": blocks}
+        chunks = min(self.threads // math.gcd(blocks, self.threads), rows)
+        return {"chunks": chunks, "bs": chunks, "cs": 1}
 
     # ---- depthwise
 

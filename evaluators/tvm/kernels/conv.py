@@ -5,8 +5,8 @@ An image is NHWC with a border that already holds the padding value, so one kern
 row, or one per tap where dilation or groups break the run up) from a table of offsets. That covers
 any kernel size, stride, dilation and group count. Output channels are taken in blocks of `ocb`,
 pixels in tiles of `th` x `tw`; a last block or tile that does not fit is moved back and overlaps
-its neighbour. The rows of tiles of a block may be cut into `chunks`, so that several threads have
-work where there are few blocks.
+its neighbour. Threads share tasks: blocks, whose rows of tiles may be cut into `chunks`. From one
+block to the next it is `bs` tasks, from chunk to chunk `cs`.
 
 Table `G`: the offset of each segment; per block the offset of its first input channel; per block
 its run, in the form that has one; per block the place of its output, if blocks are spread over
@@ -24,7 +24,7 @@ from .epilogue import Epilogue
 from .script import Kernel, fill_border, intrinsic, local_buffer, nest, parallel, shuffle
 
 INTS = (
-    *("n", "ho", "wo", "oc", "blocks", "chunks", "segments", "steps"),
+    *("n", "ho", "wo", "oc", "blocks", "chunks", "bs", "cs", "segments", "steps"),
     *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
@@ -138,16 +138,17 @@ def conv_kernel(
         f"for task in {parallel('blocks * chunks', threads)}:",
         # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
         # them there for seconds.
-        local_buffer("at", "int32", 5),
-        "at[0] = task // chunks",
+        local_buffer("at", "int32", 6),
+        "at[0] = task // bs % blocks",
         "o: T.let[T.int32] = at[0]",
         f"ob: T.let[T.int32] = T.min(o * {knobs.ocb}, oc - {knobs.ocb})",
         "oo: T.let[T.int32] = G[segments + o]",
         *(["run: T.let[T.int32] = G[segments + blocks + o]"] if form.name == "rolled" else []),
         *([f"to: T.let[T.int32] = {place}"] if is_spread else []),
         f"at[1] = n * ((ho + {knobs.th - 1}) // {knobs.th})",
-        "at[2] = task % chunks * at[1] // chunks",
-        "for r in range((task % chunks + 1) * at[1] // chunks - at[2]):",
+        "at[5] = task // cs % chunks",
+        "at[2] = at[5] * at[1] // chunks",
+        "for r in range((at[5] + 1) * at[1] // chunks - at[2]):",
         f"at[3] = (at[2] + r) // ((ho + {knobs.th - 1}) // {knobs.th})",
         f"at[4] = (at[2] + r) % ((ho + {knobs.th - 1}) // {knobs.th})",
         "b: T.let[T.int32] = at[3]",

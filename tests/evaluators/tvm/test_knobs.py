@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from paredown.evaluators.tvm.cache import KernelCache
 from paredown.evaluators.tvm.image import Image
-from paredown.evaluators.tvm.kernels.conv import FORMS
+from paredown.evaluators.tvm.kernels.conv import FORMS, Knobs
 from paredown.evaluators.tvm.kernels.neon import SUMMED
 from paredown.evaluators.tvm.knobs import KnobChooser, interleaved_times, options
 from paredown.evaluators.tvm.layers import ConvLayer
@@ -251,13 +251,42 @@ def test_a_form_that_fills_up_no_step_is_on_offer(pitch: int, is_odd: bool) -> N
     assert "pair4" in forms
 
 
+def shares(case: ConvLayer, knobs: Knobs) -> list[list[tuple[int, int]]]:
+    """Return the block and chunk of each task, by thread, as kernel and TVM count them."""
+    call = case.call(knobs)
+    ints = dict(zip(call.kernel.ints, call.constants[-2].tolist(), strict=True))
+    blocks, chunks = ints["blocks"], ints["chunks"]
+    tasks = [
+        (task // ints["bs"] % blocks, task // ints["cs"] % chunks)
+        for task in range(blocks * chunks)
+    ]
+    assert len({*tasks}) == blocks * chunks
+    per_thread = -(-len(tasks) // case.threads)
+    return [tasks[i : i + per_thread] for i in range(0, len(tasks), per_thread)]
+
+
 @pytest.mark.parametrize("blocks", [1, 5, 8, 9, 13])
 @pytest.mark.parametrize("threads", [2, 3, 4])
-def test_all_threads_get_as_much_to_do(blocks: int, threads: int) -> None:
-    case = replace(layer(np.ones((8 * blocks, 8, 1, 1), np.int8), 24, 24), threads=threads)
+@pytest.mark.parametrize("inputs", [8, 2048])
+def test_all_threads_get_as_much_to_do(blocks: int, threads: int, inputs: int) -> None:
+    weights = np.ones((8 * blocks, inputs, 1, 1), np.int8)
+    case = replace(layer(weights, 12, 12), threads=threads)
     for knobs in options(case, "avx2"):
-        if knobs.ocb == 8:
-            call = case.call(knobs)
-            ints = dict(zip(call.kernel.ints, call.constants[-2].tolist(), strict=True))
-            assert ints["blocks"] == blocks
-            assert blocks * ints["chunks"] % threads == 0
+        if (knobs.ocb, knobs.th) == (8, 1):
+            assert len({len(share) for share in shares(case, knobs)}) == 1
+
+
+@pytest.mark.parametrize("size", [24, 25])
+def test_threads_share_rows_of_large_images(size: int) -> None:
+    case = replace(layer(np.ones((64, 8, 1, 1), np.int8), size, size), threads=2)
+    for knobs in options(case, "avx2"):
+        first, second = ({chunk for _, chunk in share} for share in shares(case, knobs))
+        assert max(first) <= min(second)
+        assert len(first & second) <= 1  # a row that both take, where they are odd
+
+
+def test_threads_share_channels_of_large_weights() -> None:
+    case = replace(layer(np.ones((512, 512, 1, 1), np.int8), 4, 4), threads=2)
+    for knobs in options(case, "avx2"):
+        first, second = ({block for block, _ in share} for share in shares(case, knobs))
+        assert max(first) < min(second)
