@@ -29,6 +29,7 @@ class Row:
         ratio: The time over that of the best peer.
         share: What was reached of the machine's limit.
         step: The time over that of the next wider format.
+        step_low: The lower end of the 95 % confidence interval of that.
         make_s: How long it took to compress the model.
         build_s: How long the first build took.
         warm_s: How long the second one took.
@@ -45,6 +46,7 @@ class Row:
     ratio: float | None = None
     share: float | None = None
     step: float | None = None
+    step_low: float | None = None
     make_s: float | None = None
     build_s: float | None = None
     warm_s: float | None = None
@@ -97,8 +99,11 @@ def complaints(rows: list[Row]) -> list[str]:
         where = f"{network}, threads {threads}, {label}"
         if label in WORST and row.ratio is not None and row.ratio > WORST[label]:
             found.append(f"{where}: {row.ratio:.3f} of the best peer, above {WORST[label]}")
-        if row.step is not None and row.step > 1 + NOISE:
-            found.append(f"{where}: {row.step:.3f} of the time of the next wider format")
+        if row.step and row.step_low and row.step > 1 + NOISE and row.step_low > 1:
+            found.append(
+                f"{where}: {row.step:.3f} of the time of the next wider format, at least "
+                f"{row.step_low:.3f} with 95 % confidence"
+            )
         wide = by_key.get((network, threads, "w7a8"))
         if label == "w4a8" and wide and row.ratio and wide.ratio and row.ratio >= wide.ratio:
             found.append(f"{where}: no faster than w7a8")

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paredown.evaluators.estimates import half_iqr, round_ratios
+from paredown.evaluators.estimates import half_iqr, median_interval, round_ratios
 from paredown.evaluators.latency import COMPARISON_PROTOCOL, summarize
 from paredown.evaluators.runtimes import get_runtime
 from paredown.evaluators.timing import Rounds
@@ -200,6 +200,7 @@ def make_rows(
         peer, wider = best_peer(runners, label), _next_wider(label, ours)
         latency = summarize(runner.rounds(peer), COMPARISON_PROTOCOL.tolerance, threads)
         limit = np.array(limits["float" if label in FLOATS else "integer"])
+        steps = round_ratios(runner.times_us, wider.times_us) if wider else None
         speeds = 2e-3 * files.network.macs / np.array(runner.times_us)
         row = Row(
             *identity,
@@ -209,7 +210,8 @@ def make_rows(
             peer=peer.name if peer else None,
             ratio=latency.ratio,
             share=float(np.median(speeds / limit)),
-            step=_ratio(runner, wider) if wider else None,
+            step=None if steps is None else float(np.median(steps)),
+            step_low=None if steps is None else median_interval(steps)[0],
             make_s=files.make_s[label],
             build_s=runner.build_s[0],
             warm_s=runner.build_s[1],
@@ -231,10 +233,6 @@ def _next_wider(label: str, ours: Mapping[str, Runner]) -> Runner | None:
         if label in ours and ours[label].error is None:
             return ours[label]
     return None
-
-
-def _ratio(runner: Runner, other: Runner) -> float:
-    return float(np.median(round_ratios(runner.times_us, other.times_us)))
 
 
 def peer_rows(files: Files, runners: list[Runner], threads: int) -> list[dict[str, Any]]:
