@@ -109,8 +109,8 @@ class SandwichTraining:
         self.n_done = 0
         # Each group says what its part of the learning rate is.
         groups = [
-            {"params": list(shared.pruning_shifts.parameters()), "share": 1.0},
-            {"params": list(shared.rounding_shifts.parameters()), "share": _ROUNDING_SHARE},
+            {"params": [shared.pruning_shifts], "share": 1.0},
+            {"params": [shared.rounding_shifts], "share": _ROUNDING_SHARE},
             {"params": list(shared.growth.parameters()), "share": _ROUNDING_SHARE},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=self._settings.lr, weight_decay=0.0)

@@ -6,11 +6,13 @@ import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parameters_to_vector
 
 from ..candidate import FLOAT_WIDTHS, Candidate
 from ..layers import LAYER_TYPES
@@ -78,14 +80,24 @@ class SlicedModel:
 
 @dataclass(frozen=True)
 class _Slice:
-    """Where the parameters of a pruned model lie in those of the whole one.
+    """A pruned model without values, and where they lie among those of the whole one.
 
-    `positions` has no entry for a parameter that stays whole.
+    Attributes:
+        skeleton: The model.
+        positions: Of all its parameters one after the other, in the whole network's.
+        shapes: Of its parameters, in that order.
+        channels: Output channels that a layer keeps.
     """
 
     skeleton: nn.Module
-    positions: Mapping[str, Tensor]
-    channels: Mapping[str, Tensor]  # output channels that a layer keeps
+    positions: Tensor
+    shapes: Mapping[str, torch.Size]
+    channels: Mapping[str, Tensor]
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """How many numbers each parameter has."""
+        return [shape.numel() for shape in self.shapes.values()]
 
 
 class SharedNetwork(nn.Module):
@@ -120,9 +132,11 @@ class SharedNetwork(nn.Module):
         super().__init__()
         self.space = space
         self.network = copy.deepcopy(model).requires_grad_(False)
-        # What a candidate's weights are moved by where its degree is at one of the knots.
-        self.pruning_shifts = self._zeros()
-        self.rounding_shifts = self._zeros()
+        n_parameters = sum(p.numel() for p in self.network.parameters())
+        # What a candidate's weights are moved by where its degree is at one of the knots. All lie
+        # one after the other, so that a candidate's are made in few steps.
+        self.pruning_shifts = nn.Parameter(torch.zeros(len(_KNOTS), n_parameters))
+        self.rounding_shifts = nn.Parameter(torch.zeros(len(_KNOTS), n_parameters))
         self._groups_of = _groups_by_module(space)
         self._widths = {
             layer.name: tuple(bits for bits in layer.weight_bits if bits not in FLOAT_WIDTHS)
@@ -141,10 +155,9 @@ class SharedNetwork(nn.Module):
         self.growth = nn.ParameterDict(
             {key: nn.Parameter(torch.zeros_like(scale)) for key, scale in scales.items()}
         )
-        # To find a slice takes as long as a tenth of a step; prunings alike everywhere recur.
+        # To find a slice takes as long as a twentieth of a step; prunings alike everywhere recur.
         self._slices: OrderedDict[tuple[tuple[str, float], ...], _Slice] = OrderedDict()
-        n_parameters = max(1, sum(p.numel() for p in self.network.parameters()))
-        n_fitting = _KEPT_POSITIONS // n_parameters
+        n_fitting = _KEPT_POSITIONS // max(1, n_parameters)
         self._n_kept = min(max(n_fitting, _LEAST_SLICES), _MOST_SLICES)
 
     def forward(self, inputs: Tensor, candidate: Candidate) -> Tensor:
@@ -158,10 +171,7 @@ class SharedNetwork(nn.Module):
             Its outputs; gradients flow to the shared weights and to the step sizes of its widths.
         """
         part = self._slice(candidate)
-        values: dict[str, Tensor] = {}
-        for name, parameter in self._weights(candidate).items():
-            at = part.positions.get(name)
-            values[name] = parameter if at is None else parameter.flatten()[at]
+        values = self._weights(candidate, part)
         for name, choice in candidate.layers:
             if not choice.is_float:
                 scale = self._scale(name, choice.weight_bits)[part.channels[name]]
@@ -173,17 +183,16 @@ class SharedNetwork(nn.Module):
     @torch.no_grad()
     def cut(self, candidate: Candidate) -> SlicedModel:
         """Return a candidate as a model of its own."""
-        whole = copy.deepcopy(self.network)
-        for name, weight in self._weights(candidate).items():
-            whole.get_parameter(name).copy_(weight)
-        module = prune(whole, candidate, self.space)
-        channels = self._slice(candidate).channels
+        part = self._slice(candidate)
+        module = prune(self.network, candidate, self.space)
+        for name, weight in self._weights(candidate, part).items():
+            module.get_parameter(name).copy_(weight)
         scales: dict[str, Tensor] = {}
         for name, choice in candidate.layers:
             if not choice.is_float:
                 layer = module.get_submodule(name)
                 assert isinstance(layer, LAYER_TYPES)
-                scale = self._scale(name, choice.weight_bits)[channels[name]]
+                scale = self._scale(name, choice.weight_bits)[part.channels[name]]
                 layer.weight.copy_(self._round(layer.weight, scale, name, choice.weight_bits))
                 scales[name] = scale
         return SlicedModel(module, scales)
@@ -192,28 +201,19 @@ class SharedNetwork(nn.Module):
         """Return how far a candidate is pruned, from 0 to 1 for the smallest one."""
         return self._degrees(candidate)[0].mean
 
-    def _weights(self, candidate: Candidate) -> dict[str, Tensor]:
-        """Return the parameters of the whole network at a candidate's place."""
-        pruning, rounding = self._degrees(candidate)
-        moved = {}
-        for name, parameter in self.network.named_parameters():
-            key, module = name.replace(".", "__"), name.rpartition(".")[0]
-            moved[name] = (
-                parameter
-                + _between_knots(self.pruning_shifts[key], pruning.of(module))
-                + _between_knots(self.rounding_shifts[key], rounding.of(module))
-            )
-        return moved
-
-    def _zeros(self) -> nn.ParameterDict:
-        return nn.ParameterDict(
-            {
-                name.replace(".", "__"): nn.Parameter(
-                    torch.zeros(len(_KNOTS), *parameter.shape, dtype=parameter.dtype)
-                )
-                for name, parameter in self.network.named_parameters()
-            }
-        )
+    def _weights(self, candidate: Candidate, part: _Slice) -> dict[str, Tensor]:
+        """Return the parameters of a candidate, by name."""
+        modules = [name.rpartition(".")[0] for name in part.shapes]
+        sizes = torch.tensor(part.sizes)
+        vector = parameters_to_vector(self.network.parameters())[part.positions]
+        shifts = (self.pruning_shifts, self.rounding_shifts)
+        for shift, degrees in zip(shifts, self._degrees(candidate), strict=True):
+            weights = shift.new_tensor([hat_weights(degrees.of(m), _KNOTS) for m in modules])
+            weights = weights.T.repeat_interleave(sizes, dim=1)
+            vector = vector + (weights * shift.index_select(1, part.positions)).sum(dim=0)
+        values = vector.split(part.sizes)
+        pairs = zip(part.shapes.items(), values, strict=True)
+        return {name: value.view(shape) for (name, shape), value in pairs}
 
     def _degrees(self, candidate: Candidate) -> tuple[_Degrees, _Degrees]:
         """Return how far modules are pruned and rounded, each from 0 to 1.
@@ -257,31 +257,36 @@ class SharedNetwork(nn.Module):
 
     @torch.no_grad()
     def _find_slice(self, candidate: Candidate) -> _Slice:
-        """Prune a copy whose parameters say where they come from."""
-        marked = copy.deepcopy(self.network).requires_grad_(False)
-        for module in marked.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean = module.running_var = module.num_batches_tracked = None
-                module.track_running_stats = False
-        for parameter in marked.parameters():
-            parameter.data = torch.arange(parameter.numel(), dtype=torch.float64).reshape(
-                parameter.shape  # exact up to 2**53
-            )
-        skeleton = prune(marked, candidate, self.space).train()
-        whole = dict(self.network.named_parameters())
-        found = {n: p.long() for n, p in skeleton.named_parameters()}
+        skeleton = prune(self._marked, candidate, self.space).train()
+        found = {name: p.long() for name, p in skeleton.named_parameters()}
         channels: dict[str, Tensor] = {}
         for name in self._widths:
             layer = self.network.get_submodule(name)
             assert isinstance(layer, LAYER_TYPES)
             axis = channel_dim(layer, "out")
             first = found[f"{name}.weight"].movedim(axis, 0).flatten(1)[:, 0]
+            first = first - self._marked.get_parameter(f"{name}.weight").flatten()[0].long()
             below = layer.weight.shape[axis + 1 :].numel()
             channels[name] = first // below % layer.weight.shape[axis]
         for parameter in skeleton.parameters():
             parameter.data = torch.empty(0)  # each run brings its own
-        positions = {n: p for n, p in found.items() if p.shape != whole[n].shape}
-        return _Slice(skeleton, positions, channels)
+        positions = parameters_to_vector(found.values())
+        return _Slice(skeleton, positions, {n: p.shape for n, p in found.items()}, channels)
+
+    @cached_property
+    def _marked(self) -> nn.Module:
+        """The network with parameters that say where they are."""
+        marked = copy.deepcopy(self.network).requires_grad_(False)
+        for module in marked.modules():
+            if isinstance(module, _BatchNorm):
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+                module.track_running_stats = False
+        start = 0
+        for parameter in marked.parameters():
+            places = torch.arange(start, start + parameter.numel(), dtype=torch.float64)
+            parameter.data = places.reshape(parameter.shape)  # exact up to 2**53
+            start += parameter.numel()
+        return marked
 
 
 def _groups_by_module(space: SearchSpace) -> dict[str, list[str]]:
@@ -291,13 +296,6 @@ def _groups_by_module(space: SearchSpace) -> dict[str, list[str]]:
         for module in {name for name, _ in plan.units[0]}:
             found.setdefault(module, []).append(group.name)
     return found
-
-
-def _between_knots(shift: Tensor, degree: float) -> Tensor:
-    """Return a shift at a degree, given its values at the knots."""
-    weights = shift.new_tensor(hat_weights(degree, _KNOTS))
-    moved: Tensor = torch.tensordot(weights, shift, dims=1)
-    return moved
 
 
 def hat_weights(degree: float, knots: Sequence[float]) -> list[float]:

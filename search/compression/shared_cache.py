@@ -14,7 +14,7 @@ from ..space import SearchSpace
 from .sandwich import SandwichTraining, SharedSettings
 from .shared import SharedNetwork
 
-_VERSION = 3  # raised whenever the same settings would give another network
+_VERSION = 4  # raised whenever the same settings would give another network
 
 
 def shared_network(

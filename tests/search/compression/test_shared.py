@@ -121,8 +121,7 @@ def test_shifts_are_straight_between_knots(degree: float, weights: list[float]) 
 def test_a_layer_s_own_width_counts_half(build: Build, profile: HardwareProfile) -> None:
     shared, model, space, _ = make(build, profile, "residual")
     with torch.no_grad():
-        for shift in shared.rounding_shifts.parameters():
-            shift[0], shift[1] = 0.5, 1.0  # one straight line
+        shared.rounding_shifts[0], shared.rounding_shifts[1] = 0.5, 1.0  # one straight line
     name, *others = [layer.name for layer in space.layers]
     layers = dict(space.uniform(2).layers) | {name: LayerChoice.of(32, 32)}
     part = shared.cut(dataclasses.replace(space.baseline(), layers=tuple(layers.items()))).module
@@ -137,10 +136,12 @@ def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfil
     candidate = space.uniform(4, pruning_ratio=0.5)
     shared(inputs, candidate).square().sum().backward()
     group = next(g for g in space.groups if g.name == "stem.0")
-    for kind in ("pruning", "rounding"):
-        shift = shared.get_parameter(f"{kind}_shifts.stem__0__weight")
-        assert shift.grad is not None
-        used = shift.grad.abs().sum(dim=(0, 2, 3, 4)) > 0
+    names, parameters = zip(*shared.network.named_parameters(), strict=True)
+    at = names.index("stem.0.weight")
+    for shifts in (shared.pruning_shifts, shared.rounding_shifts):
+        assert shifts.grad is not None
+        of_layer = shifts.grad.split([p.numel() for p in parameters], dim=1)[at]
+        used = of_layer.reshape(2, *parameters[at].shape).abs().sum(dim=(0, 2, 3, 4)) > 0
         assert int(used.sum()) == group.kept(candidate.pruning_ratios["stem.0"])
     scales = {name for name, p in shared.growth.items() if p.grad is not None}
     assert scales == {f"{layer.name.replace('.', '__')}__4" for layer in space.layers}
