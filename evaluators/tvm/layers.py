@@ -227,8 +227,8 @@ class ConvLayer:
 
         Each thread takes tasks that follow each other, as many as the others. Counted through the
         blocks first, they are rows of the image: a thread then reads what it has written in the
-        layer before, and few cache lines are written by two. Counted through the chunks first, they
-        are channels: no thread reads the weights of another.
+        layer before, and few cache lines are written by two. Counted through the chunks first,
+        they are channels: no thread reads the weights of another.
         """
         rows *= self.output.n
         images_bytes = (self.source.size + self.output.size) * (1 if self.is_integer else 4)
