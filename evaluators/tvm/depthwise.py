@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,12 +22,22 @@ _WIDEST_NEON = {
 }
 _WIDEST_512 = {"dw_f32": 8, "dw_taps": 8, "dw_pairs": 7, "dw_runs": 3, "dw_dot": 7}
 _TIMED = 3  # tiles per form
+_SHARING = (2, 3)  # columns of tiles of several rows
+_MAX_ROWS = 2  # four rows of tiles took as long as one, with kernels of five rows
 _TILE_COLUMNS = 2  # what a tile costs beside its columns, in columns
 _MAX_COLUMNS = 9  # wider kernels would unroll to very long text: they take the plain tile of one
 
 
 def options(
-    weights: NDArray[np.generic], data_max: int, pitch: int, width: int, isa: str
+    weights: NDArray[np.generic],
+    data_max: int,
+    pitch: int,
+    height: int,
+    width: int,
+    isa: str,
+    *,
+    can_fold: bool,
+    can_share_rows: bool,
 ) -> list[Knobs]:
     """Return the settings worth timing for a depthwise layer, the most promising first.
 
@@ -33,19 +45,44 @@ def options(
         weights: Shape `(channels, 1, kh, kw)`, int8 or float32.
         data_max: Largest value of a uint8 input.
         pitch: Channel pitch of the images.
+        height: Rows of the output.
         width: Columns of the output.
         isa: Kernel family of the profile.
+        can_fold: Whether neighbouring columns may be taken as one; a block of more channels than
+            the pitch means that they are.
+        can_share_rows: Whether rows of the output may share rows of the input.
     """
     has_512 = isa.startswith("avx512")
     widest, lanes = (_WIDEST_512, 16) if has_512 else (_WIDEST, 8)
     if isa.startswith("neon"):
         widest, lanes = _WIDEST_NEON, LANES
+
+    def folded(name: str) -> int:
+        """How many columns make one."""
+        if not can_fold or isa.startswith("neon"):
+            return 1
+        room = FORMS[name].rows * lanes // pitch
+        return next(fold for fold in (8, 4, 2, 1) if fold <= max(room, 1) and width % fold == 0)
+
     found = []
-    for name in _forms(weights, data_max, pitch, isa):
-        block = _blocks(name, pitch, has_512)[0]
-        counts = [1] if weights.shape[3] > _MAX_COLUMNS else _tiles(width, widest[name])
-        found += [Knobs(name, min(block, lanes), block, 1, t) for t in counts]
+    kernel_rows, kernel_columns = weights.shape[2:]
+    for name in _forms(weights, data_max, pitch * folded("dw_pairs"), isa):
+        fold = folded(name)
+        block = _blocks(name, pitch * fold, has_512)[0]
+        th = 1 + -kernel_rows % FORMS[name].rows if can_share_rows else 1
+        if th > min(height, _MAX_ROWS) or not _fits(name, weights, data_max, th):
+            th = 1
+        tiles = [(1, t) for t in _tiles(width // fold, widest[name])]
+        if th > 1:
+            tiles = [*((th, t) for t in _SHARING if t <= width // fold), *tiles]
+        tiles = [(1, 1)] if kernel_columns > _MAX_COLUMNS else tiles[:_TIMED]
+        found += [Knobs(name, min(block, lanes), block, *tile) for tile in tiles]
     return found
+
+
+def fold_of(knobs: Knobs, pitch: int) -> int:
+    """Return how many columns a setting takes as one."""
+    return max(1, knobs.ocb // pitch)
 
 
 def _tiles(width: int, widest: int) -> list[int]:
@@ -64,14 +101,13 @@ def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) ->
         return _neon_forms(weights, data_max, pitch, isa)
     if pitch < 16:
         return ["dw_taps"]
-    # Exact at any width, and often the fastest: its data need fewer steps of interleaving.
-    found = ["dw_pairs"]
     if isa.endswith("vnni"):
-        return [*found, "dw_dot"]
-    fits_pair, fits_run = _proofs(weights, data_max)
-    if fits_run:
-        return [*found, "dw_runs"]
-    return [*found, "dw_quads"] if fits_pair and isa == "avx2" else found
+        return ["dw_dot", "dw_pairs"]
+    if _fits("dw_runs", weights, data_max):
+        return ["dw_runs", "dw_pairs"]
+    # Exact at any width, and often the fastest: its data need fewer steps of interleaving.
+    has_quads = isa == "avx2" and _fits("dw_quads", weights, data_max)
+    return ["dw_pairs", *(["dw_quads"] if has_quads else [])]
 
 
 def _neon_forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) -> list[str]:
@@ -95,24 +131,31 @@ def _neon_forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: st
     return [dot, form] if form == "dw_words" else [form, dot]
 
 
-def _proofs(weights: NDArray[np.generic], data_max: int) -> tuple[bool, bool]:
-    """Return whether two rows fit into s16, for one column and summed over all columns.
+def _fits(form: str, weights: NDArray[np.generic], data_max: int, th: int = 1) -> bool:
+    """Return whether all that a form sums in s16 fits, for every row of a tile.
 
     Every partial sum lies between that of the negative and that of the positive products, each
-    taken with the largest input.
+    taken with the largest input. `dw_quads` sums the products of two rows, `dw_runs` those of all
+    columns.
     """
-    pairs = _in_groups(weights, 2).astype(np.int32)  # (channels, groups, 2, columns)
+    if form not in ("dw_quads", "dw_runs"):
+        return True
     largest = max(data_max, 1)
-    sides = (np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2))
     limits = (32767 // largest, 32768 // largest)
-    columns = all(side.max() <= limit for side, limit in zip(sides, limits, strict=True))
-    runs = all(side.sum(2).max() <= limit for side, limit in zip(sides, limits, strict=True))
-    return columns, runs
+    for first in range(min(th, 2)):  # which rows make a pair
+        taps = np.pad(weights, [(0, 0), (0, 0), (first, 0), (0, 0)])
+        pairs = _in_groups(taps, 2).astype(np.int32)  # (channels, groups, 2, columns)
+        sides = [np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2)]
+        if form == "dw_runs":
+            sides = [side.sum(2) for side in sides]
+        if any(side.max() > limit for side, limit in zip(sides, limits, strict=True)):
+            return False
+    return True
 
 
 def blocks_of(knobs: Knobs, pitch: int) -> tuple[int, ...]:
     """Return the widths of channel blocks of a setting, as `Window.blocks` has them."""
-    return _blocks(knobs.form, pitch, knobs.lanes == 16)
+    return _blocks(knobs.form, pitch * fold_of(knobs, pitch), knobs.lanes == 16)
 
 
 def _blocks(form: str, pitch: int, has_512: bool) -> tuple[int, ...]:
@@ -129,10 +172,10 @@ def _blocks(form: str, pitch: int, has_512: bool) -> tuple[int, ...]:
     return next((size,) for size in (32, 16) if size <= pitch)
 
 
-def row_groups(form: DepthwiseForm, kernel_rows: int) -> NDArray[np.int64]:
-    """Return the kernel row of each place in each group; the last row fills its group up."""
-    places = np.arange(-(-kernel_rows // form.rows) * form.rows)
-    return np.minimum(places, kernel_rows - 1).reshape(-1, form.rows)
+def row_groups(form: DepthwiseForm, rows: int) -> NDArray[np.int64]:
+    """Return the input row of each place in each group; the last row fills its group up."""
+    places = np.arange(-(-rows // form.rows) * form.rows)
+    return np.minimum(places, rows - 1).reshape(-1, form.rows)
 
 
 def _in_groups(weights: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
@@ -143,25 +186,49 @@ def _in_groups(weights: NDArray[np.generic], rows: int) -> NDArray[np.generic]:
 
 
 def pack(
-    weights: NDArray[np.generic], form: DepthwiseForm, pitch: int, blocks: tuple[int, ...]
+    weights: NDArray[np.generic], form: DepthwiseForm, blocks: tuple[int, ...], th: int
 ) -> NDArray[np.generic]:
-    """Order weights as block, group of rows, column, then as the bytes of the rows interleave.
+    """Order weights for a kernel.
+
+    The order is block, group of rows, column, row of the tile, then as the bytes of the rows
+    interleave.
 
     Args:
-        weights: Shape `(channels, 1, kh, kw)`.
+        weights: Shape `(channels, 1, kh, kw)`, with those that fill the pitch.
         form: How they are multiplied.
-        pitch: Channel pitch of the images.
         blocks: Widths of channel blocks.
+        th: Rows of a tile.
     """
-    grouped = _in_groups(weights, form.rows)
-    grouped = np.pad(grouped, [(0, pitch - len(weights)), (0, 0), (0, 0), (0, 0)])
-    packed, done = [], 0
-    for width in blocks:
-        while done < pitch if width == blocks[-1] else done + width <= pitch:
-            start = min(done, pitch - width)
-            packed.append(_interleaved(grouped[start : start + width], form.rows))
-            done += width
+    rows = [np.pad(weights, [(0, 0), (0, 0), (i, th - 1 - i), (0, 0)]) for i in range(th)]
+    taps = np.stack(rows, axis=-1).reshape(*rows[0].shape[:3], -1)
+    grouped = _in_groups(taps, form.rows)
+    packed = [_interleaved(block, form.rows) for block in _in_blocks(grouped, blocks)]
     return np.concatenate(packed).astype(form.weights)
+
+
+def weave(
+    values: NDArray[np.generic], form: DepthwiseForm, blocks: tuple[int, ...]
+) -> NDArray[np.generic]:
+    """Order a number of each channel as the sums of each block lie; arguments as of `pack`."""
+    rows = form.rows
+    return np.concatenate(
+        [
+            block.reshape(-1, rows, 16 // rows).transpose(1, 0, 2).reshape(-1)
+            for block in _in_blocks(values, blocks)
+        ]
+    )
+
+
+def _in_blocks(
+    values: NDArray[np.generic], blocks: tuple[int, ...]
+) -> Iterator[NDArray[np.generic]]:
+    """Yield what belongs to the channels of each block, the first axis being channels."""
+    done, channels = 0, len(values)
+    for width in blocks:
+        while done < channels if width == blocks[-1] else done + width <= channels:
+            start = min(done, channels - width)
+            yield values[start : start + width]
+            done += width
 
 
 def _interleaved(block: NDArray[np.generic], rows: int) -> NDArray[np.generic]:

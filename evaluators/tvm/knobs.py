@@ -35,8 +35,12 @@ def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[K
             costs nothing where arithmetic decides, and saves time elsewhere; see `stored`.
     """
     if layer.is_depthwise:
-        source = layer.source
-        return depthwise.options(layer.weights, source.data_max, source.cp, layer.output.w, isa)
+        return depthwise.options(
+            *(layer.weights, layer.source.data_max, layer.source.cp),
+            *(layer.output.h, layer.output.w, isa),
+            can_fold=layer.can_fold,
+            can_share_rows=layer.can_share_rows,
+        )
     if isa.startswith("neon") and (found := neon_knobs.options(layer, isa)):
         return found
     if not layer.is_integer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from .image import Image
 from .kernels.conv import FORMS, X86_FORMS, Form, Knobs, conv_kernel
 from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
 from .kernels.depthwise import X86_FORMS as X86_DEPTHWISE_FORMS
-from .kernels.depthwise import DepthwiseForm, Window, depthwise_kernel
+from .kernels.depthwise import DepthwiseForm, Window, depthwise_kernel, is_woven
 from .kernels.epilogue import Epilogue, Narrows
 from .kernels.neon import LANES as NEON_LANES
 from .kernels.neon import SUMMED
@@ -131,17 +131,35 @@ class ConvLayer:
 
     def _stores(self, knobs: Knobs) -> Epilogue:
         narrows: Narrows = "neon" if knobs.lanes == NEON_LANES else ""
-        if knobs.lanes == 8 and knobs.form in (*X86_FORMS, *X86_DEPTHWISE_FORMS):
-            narrows = "avx2"
+        if knobs.form in (*X86_FORMS, *X86_DEPTHWISE_FORMS) and self._fits_int32:
+            narrows = "x86"
         has_fraction = self.fraction is not None
         return replace(self.sink.epilogue, has_fraction=has_fraction, narrows=narrows)
 
-    def _constants(self, weights: NDArray[Any], table: NDArray[Any]) -> Arguments:
-        """Return the arguments between the input image and the residual."""
-        scales = [self._channels(self.factor)] if self.is_integer else []
-        fraction = [] if self.fraction is None else [self._channels(self.fraction)]
-        table = table.astype(np.int32)
-        return [weights, self._channels(self.bias), *scales, table, *fraction]
+    @property
+    def _fits_int32(self) -> bool:
+        """Whether scaled sums surely do: only absurd scales leave it."""
+        sums = np.abs(self.weights.astype(np.int64)).sum((1, 2, 3)) * self.source.data_max
+        sums += np.abs(self.bias.astype(np.int64))
+        fraction = 0.0 if self.fraction is None else np.abs(self.fraction)
+        return bool((sums * np.abs(self.factor).astype(np.float64) + fraction < 2.0**30).all())
+
+    def _constants(
+        self,
+        weights: NDArray[Any],
+        table: NDArray[Any],
+        ordered: Callable[[NDArray[np.generic]], NDArray[np.generic]],
+    ) -> Arguments:
+        """Return the arguments between the input image and the residual.
+
+        Args:
+            weights: As they are packed.
+            table: Of offsets.
+            ordered: Puts a number of each channel into the order of the kernel.
+        """
+        scales = [ordered(self.factor)] if self.is_integer else []
+        fraction = [] if self.fraction is None else [ordered(self.fraction)]
+        return [weights, ordered(self.bias), *scales, table.astype(np.int32), *fraction]
 
     def _channels(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
         return np.pad(values, (0, self.geometry.ocp - self.geometry.oc))
@@ -207,7 +225,7 @@ class ConvLayer:
             **self._tasks(len(cut.starts), -(-self.grid[0] // knobs.th), packed.nbytes),
             "shift": shift,
         }
-        constants = layer._constants(packed, np.concatenate(table))
+        constants = layer._constants(packed, np.concatenate(table), self._channels)
         constants += parameter_arrays(kernel, values)
         if not self._has_spare_bits(form.weights):
             return Call(kernel, constants, self.output)
@@ -247,17 +265,42 @@ class ConvLayer:
         is_own = self.phases is None and g.groups == g.ic == g.oc
         return is_own and g.groups > 1 and self.source.cp == g.ocp
 
+    @property
+    def can_fold(self) -> bool:
+        """Whether neighbouring pixels of the output read neighbouring pixels of the input."""
+        return self.geometry.stride[1] == 1 and self.sink.residual is None
+
+    @property
+    def can_share_rows(self) -> bool:
+        """Whether neighbouring rows of the output read almost the same rows of the input."""
+        return self.geometry.stride[0] == 1 and self.geometry.dilation[0] == 1
+
     def _depthwise_call(self, knobs: Knobs) -> Call:
         g, source, form = self.geometry, self.source, DEPTHWISE_FORMS[knobs.form]
+        fold = depthwise.fold_of(knobs, g.ocp)
         blocks = depthwise.blocks_of(knobs, g.ocp)
-        groups = depthwise.row_groups(form, g.kernel[0])
-        window = Window(*(len(groups), g.kernel[1], g.stride[1], g.dilation[1]), blocks, knobs.tw)
-        kernel = depthwise_kernel(form, window, self._stores(knobs), self.threads)
+        groups = depthwise.row_groups(form, g.kernel[0] + knobs.th - 1)
+        stride = fold if fold > 1 else g.stride[1]
+        sizes = (len(groups), g.kernel[1], stride, g.dilation[1])
+        window = Window(*sizes, blocks, knobs.th, knobs.tw)
+        stores = self._stores(knobs)
+        kernel = depthwise_kernel(form, window, stores, self.threads)
         table = groups.reshape(-1) * g.dilation[0] * source.row + source.offset(*self.pads)
-        weights = depthwise.pack(self.weights, form, g.ocp, blocks)
         shift, layer = self._shifted(form)
-        constants = layer._constants(weights, table)
+
+        def folded(values: NDArray[np.generic]) -> NDArray[np.generic]:
+            rest = [(0, 0)] * (values.ndim - 1)
+            padded = np.pad(values, [(0, g.ocp - len(values)), *rest])
+            return np.concatenate([padded] * fold)
+
+        def ordered(values: NDArray[np.generic]) -> NDArray[np.generic]:
+            values = folded(values)
+            return depthwise.weave(values, form, blocks) if is_woven(form, stores) else values
+
+        weights = depthwise.pack(folded(self.weights), form, blocks, knobs.th)
+        constants = layer._constants(weights, table, ordered)
         values = {**self._values(), "px": source.cp, "shift": shift}
+        values |= {"wf": self.output.w // fold, "cf": self.output.cp * fold}
         is_smaller = self._has_spare_bits(form.weights)
         stored = store(weights, 1, weights.size, 0).or_none(weights) if is_smaller else None
         constants += parameter_arrays(kernel, values)

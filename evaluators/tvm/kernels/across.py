@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import epilogue
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Place
 from .pointwise import real_numbers
 from .script import Kernel, fill_border, local_buffer, nest, parallel, reduced
 
@@ -39,7 +39,7 @@ def across_kernel(data: str, how: str, stores: Epilogue, threads: int) -> Kernel
         f"{acc} = T.broadcast({least}, 8)",
         *nest([_EACH], [f"{acc} = {join.format(acc, _numbers(data, least))}"]),
         *reduced("joined", acc, 8, join),
-        *stores.real(to, "T.broadcast(joined * share, 8)", ""),
+        *stores.real(Place(8, "", to), "T.broadcast(joined * share, 8)"),
     ]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     loops = [f"for y in {parallel('ho', threads)}:", *_LOOPS]
@@ -81,7 +81,7 @@ def response_kernel(stores: Epilogue, beta: float, threads: int) -> Kernel:
         *nest(["for k in range(size):"], tap),
         f"total: T.let[T.float32x8] = {acc} * T.broadcast(rate, 8) + T.broadcast(offset, 8)",
         *(["root: T.let[T.float32x8] = T.sqrt(total)"] if beta != 1.0 else []),
-        *stores.real(to, f"A0[T.ramp(a0 + c * 8, 1, 8)] / ({POWERS[beta]})", ""),
+        *stores.real(Place(8, "", to), f"A0[T.ramp(a0 + c * 8, 1, 8)] / ({POWERS[beta]})"),
     ]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     loops = [f"for y in {parallel('ho', threads)}:", *_LOOPS, _PLACE, "for c in range(dcs // 8):"]

@@ -15,13 +15,24 @@ several pixels (a transposed convolution).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
 from . import epilogue, neon
 from .epilogue import Epilogue
-from .script import Kernel, fill_border, intrinsic, local_buffer, nest, parallel, shuffle
+from .script import (
+    Kernel,
+    fill_border,
+    in_groups,
+    intrinsic,
+    local_buffer,
+    nest,
+    parallel,
+    shuffle,
+)
 
 INTS = (
     *("n", "ho", "wo", "oc", "blocks", "chunks", "bs", "cs", "segments", "steps"),
@@ -189,6 +200,9 @@ class Tile:
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
         if form.is_neon and form.group == 8 and form.is_shifted:
             self.vectors = knobs.ocb  # sums of one channel fill a vector
+        # The other integer forms have vectors of partial sums.
+        has_sums = not form.is_neon and form.name != "wide"
+        self.starts_at_bias = has_sums or not form.is_integer
         self.pixels = knobs.th * knobs.tw
         self.size = self.pixels * self.vectors
         self.at = f"(i * {knobs.tw} + j) * {self.vectors} + v"
@@ -248,7 +262,7 @@ class Tile:
         dtype = "int32" if self.form.is_integer else "float32"
         lanes = self.lanes
         start = f"T.broadcast(0, {lanes})"
-        if not self.form.is_integer:
+        if self.starts_at_bias:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
         lines = [local_buffer("acc", dtype, self.size, lanes)]
         if self.form.is_neon:
@@ -395,38 +409,59 @@ class Tile:
             places = [(i, j) for i in range(self.knobs.th) for j in range(self.knobs.tw)]
             return [line for place in places for line in nest(loop, self._stored(8, "v", *place))]
         lanes = max(self.lanes, 8)
-        if self.stores.narrows != "avx2":
+        if not self.stores.narrows_together:
             return self.each(*self._stored(lanes), vectors=self.knobs.ocb // lanes)
-        pairs, single = divmod(self.knobs.ocb // lanes, 2)  # two vectors narrow to one
-        lines = nest([f"for v in T.unroll({pairs}):"], self._stored(16)) if pairs else []
-        if single:
-            lines += nest(["for last in T.unroll(1):"], self._stored(8, str(2 * pairs)))
-        return self.each(*lines, vectors=0)
+        # Three registers would be stored in pieces; more of an activation would leave them.
+        sizes = (2, 1) if self.stores.activation else (4, 2, 1)
+        pixels = [*product(range(self.knobs.th), range(self.knobs.tw))]
+        lines = []
+        for vectors in in_groups(range(self.knobs.ocb // lanes), sizes):
+            counts = [size // len(vectors) for size in sizes if size >= len(vectors)]
+            for group in in_groups(pixels, counts):
+                lines += nest(["for s in T.unroll(1):"], self._stored_together(group, vectors))
+        return lines
+
+    def _stored_together(
+        self, pixels: Sequence[tuple[int, int]], vectors: Sequence[int]
+    ) -> list[str]:
+        """Lines that store the same neighbouring vectors of pixels, given as row and column."""
+        first, size = str(vectors[0]), len(vectors) * self.lanes
+        places = [self._place_of(self.lanes, first, *pixel, len(vectors)) for pixel in pixels]
+        sums = [self.sums(*pixel, v) for pixel in pixels for v in vectors]
+        total = shuffle(sums, range(len(pixels) * size))
+        if not self.starts_at_bias:
+            bias = [f"B[{place.channel}]" for place in places]
+            total = f"({total} + {shuffle(bias, range(len(pixels) * size))})"
+        return self.stores.integer(places, total, self.lanes)
 
     def _stored(
         self, lanes: int, v: str = "v", i: str | int = "i", j: str | int = "j"
     ) -> list[str]:
         """Lines that store `lanes` channels, the `v`-th of so many, of a pixel of the tile."""
-        channel = f"T.ramp(ob + {v} * {lanes}, 1, {lanes})"
+        place, sums = self._place_of(lanes, v, i, j), self.sums(i, j, v)
+        if not self.form.is_integer:
+            return self.stores.real(place, sums)
+        bias = "" if self.starts_at_bias else f" + B[{place.channel}]"
+        return self.stores.integer([place], f"({sums}{bias})")
+
+    def _place_of(
+        self, lanes: int, v: str, i: str | int, j: str | int, count: int = 1
+    ) -> epilogue.Place:
+        """Place of `count` vectors of so many lanes of a pixel, from the `v`-th on."""
+        size = count * lanes
         pixel = f"b * {{0}}ns + (hb + {i}) * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off"
         residual, output = (
-            f"T.ramp({pixel.format(image)} + {block} + {v} * {lanes}, 1, {lanes})"
+            f"T.ramp({pixel.format(image)} + {block} + {v} * {lanes}, 1, {size})"
             for image, block in (("r", "ob"), ("d", self.to))
         )
-        sums = self.sums(i, j, v)
-        if lanes > max(self.lanes, 8):
-            both = [self.sums(i, j, f"({v} * 2 + {k})") for k in (0, 1)]
-            sums = shuffle(both, range(lanes))
-        if self.form.is_integer:
-            total = f"({sums} + B[{channel}])"
-            return self.stores.integer(f"D[{output}]", total, channel, residual, lanes)
-        return self.stores.real(f"D[{output}]", sums, residual, lanes)
+        channel = f"T.ramp(ob + {v} * {lanes}, 1, {size})"
+        return epilogue.Place(size, channel, f"D[{output}]", residual)
 
-    def sums(self, i: str | int = "i", j: str | int = "j", v: str = "v") -> str:
+    def sums(self, i: str | int = "i", j: str | int = "j", v: str | int = "v") -> str:
         """Sums of the tile; the wide form holds two partial sums per channel in two registers."""
         if self.form.is_neon:
             return neon.sums(self, i, j)
-        first = f"(i * {self.knobs.tw} + j) * {self.vectors}"
+        first = f"({i} * {self.knobs.tw} + {j}) * {self.vectors}"
         if self.form.name != "wide":
             return f"acc[{first} + {v}, T.ramp(0, 1, {self.lanes})]"
         halves = [f"acc[{first} + {v} * 2 + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]

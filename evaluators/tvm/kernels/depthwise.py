@@ -1,25 +1,40 @@
 """Depthwise convolution: every channel has its own kernel, so vectors run over channels.
 
-The columns of a tile are unrolled and share what they load: each input column is read (and brought
-to the form that the products need) once, then meets the weights of every output column that it
+The pixels of a tile are unrolled and share what they load: each input column is read (and brought
+to the form that the products need) once, then meets the weights of every output pixel that it
 belongs to. Integer forms multiply several kernel rows at once: the bytes of two or four rows are
-interleaved, so that one instruction adds that many products of a channel.
+interleaved, so that one instruction adds that many products of a channel. Where the kernel's rows
+leave room in a group, a tile of several rows fills it: each row has weights of its own then, with
+zeros for the rows of the input that only the others need.
 
-Table `G`: the offset of each kernel row, in groups of as many rows as the form multiplies at once;
-a group that is not full repeats a row, against zero weights.
+Where pixels of few channels follow each other in the input as well, some are folded into one of as
+many more channels, so that vectors are full: the output then has `wf` columns of `cf` channels.
+
+Table `G`: the offset of each input row of a tile, in groups of as many rows as the form multiplies
+at once; a group that is not full repeats a row, against zero weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from . import epilogue
-from .epilogue import Epilogue
-from .script import Kernel, fill_border, intrinsic, local_buffer, nest, parallel
+from .epilogue import Epilogue, Place
+from .script import (
+    Kernel,
+    fill_border,
+    in_groups,
+    intrinsic,
+    local_buffer,
+    nest,
+    parallel,
+    shuffle,
+)
 
 INTS = (
     *("n", "ho", "wo", "ans", "ars", "px"),
-    *("dns", "drs", "dcs", "doff", "db", "shift"),
+    *("dns", "drs", "dcs", "doff", "db", "shift", "wf", "cf"),
     *epilogue.INTS,
 )
 
@@ -78,12 +93,12 @@ class Window:
     """What is fixed in a kernel's text.
 
     Attributes:
-        groups: Groups of kernel rows.
+        groups: Groups of the kernel rows of all rows of a tile.
         columns: Kernel columns.
-        stride, dilation: Horizontal.
+        stride, dilation: Horizontal, in pixels of the input.
         blocks: Channels of a block, widest first. All but the last width are used as often as
             whole blocks fit; the last covers the rest, its last block moved back.
-        tile: Output columns of a tile.
+        th, tw: Rows and columns of the output in a tile.
     """
 
     groups: int
@@ -91,14 +106,29 @@ class Window:
     stride: int
     dilation: int
     blocks: tuple[int, ...]
-    tile: int
+    th: int
+    tw: int
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of a tile, counted row by row."""
+        return self.th * self.tw
+
+    @property
+    def taps(self) -> int:
+        """Weights of a channel and a row of the input: one for each row of the tile and column."""
+        return self.th * self.columns
 
     def uses(self) -> list[tuple[int, list[tuple[int, int]]]]:
-        """Return each input column of a tile with its pairs of output and kernel column."""
+        """Return each input column of a tile with pairs of an output pixel and its weights.
+
+        Those are counted through the rows of the tile first, then through the kernel's columns.
+        """
         found: dict[int, list[tuple[int, int]]] = {}
-        for j in range(self.tile):
+        for i, j in product(range(self.th), range(self.tw)):
             for k in range(self.columns):
-                found.setdefault(j * self.stride + k * self.dilation, []).append((j, k))
+                pair = i * self.tw + j, k * self.th + i
+                found.setdefault(j * self.stride + k * self.dilation, []).append(pair)
         return sorted(found.items())
 
 
@@ -108,7 +138,8 @@ def depthwise_kernel(
     """Return the kernel of a depthwise convolution with one output per input channel.
 
     Buffers: `A` input image, `W` packed weights (see `depthwise.pack`), `B` bias, `S` scale
-    (integer only), `G` offsets of kernel rows, what the epilogue adds, `D` output image.
+    (integer only; both as `is_woven` says), `G` offsets of kernel rows, what the epilogue adds,
+    `D` output image.
 
     Args:
         form: How it multiplies.
@@ -121,10 +152,11 @@ def depthwise_kernel(
     buffers += [("S", "float32")] if form.is_integer else []
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     loops = [
-        f"for y in {parallel('ho', threads)}:",
+        f"for t in {parallel(f'(ho + {window.th - 1}) // {window.th}', threads)}:",
+        f"y: T.let[T.int32] = T.min(t * {window.th}, ho - {window.th})",
         "for b in range(n):",
-        f"for wt in range((wo + {window.tile - 1}) // {window.tile}):",
-        f"wb: T.let[T.int32] = T.min(wt * {window.tile}, wo - {window.tile})",
+        f"for wt in range((wf + {window.tw - 1}) // {window.tw}):",
+        f"wb: T.let[T.int32] = T.min(wt * {window.tw}, wf - {window.tw})",
     ]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     return Kernel(
@@ -145,17 +177,26 @@ def _all_channels(form: DepthwiseForm, window: Window, stores: Epilogue) -> list
     done = "0"  # channels before those of the loop at hand
     for width in window.blocks:
         is_last = width == window.blocks[-1]
-        count = f"(dcs - {done} + {width - 1}) // {width}" if is_last else f"dcs // {width}"
+        count = f"(cf - {done} + {width - 1}) // {width}" if is_last else f"cf // {width}"
         channel = f"{done} + c * {width}"
-        start = f"T.min({channel}, dcs - {width})" if is_last else channel
+        start = f"T.min({channel}, cf - {width})" if is_last else channel
         lines = [
             f"cb: T.let[T.int32] = {start}",
-            f"wc: T.let[T.int32] = ({channel}) * {window.groups * window.columns * form.rows}",
+            f"pc: T.let[T.int32] = {channel}",
+            f"wc: T.let[T.int32] = pc * {window.groups * window.taps * form.rows}",
             *_Tile(form, window, width, stores).lines(),
         ]
         body += nest([f"for c in range({count}):"], lines)
-        done = f"dcs // {width} * {width}"
+        done = f"cf // {width} * {width}"
     return body
+
+
+def is_woven(form: DepthwiseForm, stores: Epilogue) -> bool:
+    """Return whether bias and scale of each block lie in the order of its sums.
+
+    That order is one of its own where rows are interleaved. Narrowing puts it right by itself.
+    """
+    return form.rows > 1 and not stores.keeps_order
 
 
 class _Tile:
@@ -167,10 +208,12 @@ class _Tile:
         self.lanes = width // self.parts
         self.in_16 = form.name in ("dw_runs", "dw_row", "dw_all")
         self.lanes_16 = self.lanes * (2 if form.name == "dw_runs" else 1)
+        self.is_woven = is_woven(form, stores)
+        self.starts_at_bias = self.is_woven or form.rows == 1
         self.data = "int8" if form.is_shifted else "uint8" if form.is_integer else "float32"
 
     def acc(self, j: int, v: int, of: str = "acc") -> str:
-        """Sums of part `v` of output column `j`."""
+        """Sums of part `v` of output pixel `j`."""
         lanes = self.lanes_16 if of == "acc16" else self.lanes
         return f"{of}[{j * self.parts + v}, T.ramp(0, 1, {lanes})]"
 
@@ -178,28 +221,31 @@ class _Tile:
         """A line for every vector of sums; `{acc}` and `{acc16}` stand for it."""
         return [
             line.format(acc=self.acc(j, v), acc16=self.acc(j, v, "acc16"))
-            for j in range(self.window.tile)
+            for j in range(self.window.pixels)
             for v in range(self.parts)
         ]
 
     def lines(self) -> list[str]:
         """All lines of the block."""
         dtype = "int32" if self.form.is_integer else "float32"
-        size = self.window.tile * self.parts
-        start = "T.broadcast(0, {})" if self.form.is_integer else "B[T.ramp(cb, 1, {})]"
+        size = self.window.pixels * self.parts
         lines = [local_buffer("acc", dtype, size, self.lanes)]
         if self.in_16:
             lines += [local_buffer("acc16", "int16", size, self.lanes_16)]
         if self.form.rows > 1:
             lines += [local_buffer(name, self.data, self.parts, self.width) for name in "pq"]
-        lines += self.every("{acc} = " + start.format(self.lanes))
+        lines += [
+            f"{self.acc(j, v)} = {self._start(v)}"
+            for j in range(self.window.pixels)
+            for v in range(self.parts)
+        ]
         group = [
             *(
-                f"a{t}: T.let[T.int32] = b * ans + y * ars + wb * px * {self.window.stride} + cb"
-                f" + G[g * {self.form.rows} + {t}]"
+                f"a{t}: T.let[T.int64] = T.Cast('int64', b * ans + y * ars"
+                f" + wb * px * {self.window.stride} + cb + G[g * {self.form.rows} + {t}])"
                 for t in range(self.form.rows)
             ),
-            f"wg: T.let[T.int32] = wc + g * {self.window.columns * self.form.rows * self.width}",
+            f"wg: T.let[T.int32] = wc + g * {self.window.taps * self.form.rows * self.width}",
             *self._group(),
         ]
         start16 = self.every(f"{{acc16}} = T.broadcast(T.int16(0), {self.lanes_16})")
@@ -210,6 +256,13 @@ class _Tile:
         if self.form.name == "dw_all":
             loop = [*start16, *loop, *widened]
         return [*lines, *loop, *self._store()]
+
+    def _start(self, v: int) -> str:
+        """What the sums of part `v` begin with."""
+        if not self.starts_at_bias:
+            return f"T.broadcast(0, {self.lanes})"
+        first = f"pc + {v * self.lanes}" if self.is_woven else "cb"
+        return f"B[T.ramp({first}, 1, {self.lanes})]"
 
     # ---- products
 
@@ -223,7 +276,7 @@ class _Tile:
         return lines
 
     def _pixel(self, x: int, t: int = 0) -> str:
-        values = f"A[T.ramp(a{t} + px * {x}, 1, {self.width})]"
+        values = f"A[T.ramp(a{t} + T.Cast('int64', px) * T.int64({x}), T.int64(1), {self.width})]"
         if not self.form.is_shifted:
             return values
         shift = f"T.broadcast(T.Cast('uint8', shift), {self.width})"
@@ -262,7 +315,7 @@ class _Tile:
         return half(0), half(8)
 
     def _multiply_add(self, x: int, j: int, k: int, v: int) -> str:
-        """The line that adds the products of input column `x` and kernel column `k`."""
+        """The line that adds the products of input column `x` and weights `k` to pixel `j`."""
         acc, lanes, name = self.acc(j, v), self.lanes, self.form.name
         weight = (
             f"W[T.ramp(wg + {(k * self.parts + v) * self.width}, 1, {self.width})]"
@@ -320,28 +373,59 @@ class _Tile:
     # ---- result
 
     def _store(self) -> list[str]:
+        if self.stores.narrows_together and (self.is_woven or self.parts == 1):
+            return self._store_together()
         lanes = min(self.width, 16)
         lines = []
-        for j in range(self.window.tile):
+        for j in range(self.window.pixels):
             for o in range(self.width // lanes):
-                channel = f"T.ramp(cb + {o * lanes}, 1, {lanes})"
-                pixel = f"b * {{0}}ns + y * {{0}}rs + (wb + {j}) * {{0}}cs + {{0}}off + cb + "
-                residual, output = (
-                    f"T.ramp({pixel.format(image)}{o * lanes}, 1, {lanes})" for image in "rd"
-                )
+                place = self._place(j, o * lanes, lanes)
                 total = self._in_order(j, o, lanes)
-                to = f"D[{output}]"
                 if self.form.is_integer:
-                    total = f"({total} + B[{channel}])"
-                    stored = self.stores.integer(to, total, channel, residual, lanes)
+                    bias = "" if self.starts_at_bias else f" + B[{place.channel}]"
+                    stored = self.stores.integer([place], f"({total}{bias})")
                 else:
-                    stored = self.stores.real(to, total, residual, lanes)
+                    stored = self.stores.real(place, total)
                 # A scope of their own for what an activation names.
                 lines += nest(["for s in T.unroll(1):"], stored) if len(stored) > 1 else stored
         return lines
 
+    def _place(self, j: int, first: int, lanes: int) -> Place:
+        """Place of channels of output pixel `j`."""
+        row, column = divmod(j, self.window.tw)
+        pixel = f"b * {{0}}ns + (y + {row}) * {{0}}rs + (wb + {column}) * {{1}} + {{0}}off"
+        pixel += f" + cb + {first}"
+        residual, output = (
+            f"T.ramp({pixel.format(image, pitch)}, 1, {lanes})"
+            for image, pitch in (("r", "rcs"), ("d", "cf"))
+        )
+        channel = f"T.ramp({'pc' if self.is_woven else 'cb'} + {first}, 1, {lanes})"
+        return Place(lanes, channel, f"D[{output}]", residual)
+
+    def _store_together(self) -> list[str]:
+        """Lines that narrow four registers at a time where there are as many."""
+        lines = []
+        sizes = [size // self.parts for size in (4, 2, 1) if size >= self.parts]
+        for pixels in in_groups(range(self.window.pixels), sizes):
+            places = [self._place(j, 0, self.width) for j in pixels]
+            sums = [self.acc(j, v) for j in pixels for v in range(self.parts)]
+            order = [n * self.width + at for n in range(len(pixels)) for at in self._channels()]
+            total = shuffle(sums, range(len(order)))
+            stored = self.stores.integer(places, total, self.lanes, order)
+            lines += nest(["for s in T.unroll(1):"], stored)
+        return lines
+
+    def _channels(self) -> list[int]:
+        """Which channel of the block each sum of a pixel belongs to."""
+        each = 16 // self.parts
+        return [
+            lane // each * 16 + v * each + lane % each
+            for v in range(self.parts)
+            for lane in range(self.lanes)
+        ]
+
     def _in_order(self, j: int, o: int, lanes: int) -> str:
-        """Sums of `lanes` neighbouring channels of output column `j`."""
+        """Sums of `lanes` neighbouring channels of output pixel `j`."""
         if self.parts == 1:
             return self.acc(j, 0)
         each = lanes // self.parts

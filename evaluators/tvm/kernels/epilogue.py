@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from . import activation, avx2
+from . import activation, x86
 from .activation import activate
 from .neon import to_u8 as neon_to_u8
+from .script import shuffle
 
-Narrows = Literal["", "neon", "avx2"]
+Narrows = Literal["", "neon", "x86"]
 # Parameters that every epilogue reads. The clamping bounds of quantized values are relative to
 # their zero point and in float, since a float that leaves the int32 range must not be converted
 # before it is clamped.
@@ -18,6 +20,23 @@ FLOATS = (
     *("flo", "fhi", "inv", "qlo", "qhi", "clo", "chi", "fc", "fr", "cz", "fz"),
     *activation.FLOATS,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the numbers of some neighbouring channels of a pixel are.
+
+    Attributes:
+        lanes: How many channels.
+        channel: Index of what is known per channel.
+        output: What they are stored as, such as `D[T.ramp(0, 1, 8)]`.
+        residual: Index of those that are added.
+    """
+
+    lanes: int
+    channel: str
+    output: str
+    residual: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +59,8 @@ class Epilogue:
             is left of a bias that is no whole number of steps.
         activation: Name of the activation before the clamp, if there is one. What comes before it
             is then in real units, also where the output is `uint8`.
-        narrows: Whose instructions clamp, round and narrow: `neon`, `avx2`, or "" for any CPU's.
+        narrows: Whose instructions clamp, round and narrow: `neon`, `x86` (scaled sums that go to
+            uint8 as they are must fit int32), or "" for any CPU's.
     """
 
     output: str
@@ -64,63 +84,103 @@ class Epilogue:
         fraction = (("C", "float32"),) if self.has_fraction else ()
         return (*fraction, *((("R", self.residual),) if self.residual else ()))
 
+    @property
+    def narrows_together(self) -> bool:
+        """Whether several vectors of an integer kernel take fewer instructions than one by one."""
+        return self.narrows == "x86" and self.output == "uint8"
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the numbers of a vector must be in their order before they are stored."""
+        return not self.narrows_together or bool(self.residual)
+
     def integer(
-        self, to: str, total: str, channel: str, residual_at: str, lanes: int = 8
+        self,
+        places: Sequence[Place],
+        total: str,
+        register: int = 0,
+        order: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return the lines that store a vector of int32 sums, bias included, as `to`.
+        """Return the lines that store a vector of int32 sums, bias included.
 
         `S` holds the scale per channel.
+
+        Args:
+            places: Of the vector's parts; several only with `narrows_together`.
+            total: Expression of the vector.
+            register: How many sums are in a register, for x86.
+            order: Where each number comes among all that are stored, for x86; the default is the
+                order of the vector.
         """
-        real = f"T.Cast('float32x{lanes}', {total}) * S[{channel}]"
+        lanes = sum(place.lanes for place in places)
+        order = order or range(lanes)
+        real = f"T.Cast('float32x{lanes}', {total}) * {_joined('S', places)}"
         if self.has_fraction:
-            real = f"{real} + C[{channel}]"
+            real = f"{real} + {_joined('C', places)}"
         if self.residual and self.output == "uint8":
             own = self._clamp(f"T.nearbyint({real})", "clo", "chi", lanes)
             if not self.activation:
-                total = self._sum_of_steps(own, residual_at, lanes)
-                return self._steps(to, total, lanes, is_shifted=True)
-            other = f"T.Cast('int32x{lanes}', R[{residual_at}]) - T.broadcast(zr, {lanes})"
+                total = self._sum_of_steps(own, places, lanes)
+                return self._steps(places, total, register, order, is_shifted=True)
+            other = f"T.Cast('int32x{lanes}', {_joined('R', places)}) - T.broadcast(zr, {lanes})"
             other = f"T.Cast('float32x{lanes}', {other}) * T.broadcast(fr, {lanes})"
             real = f"{own} * T.broadcast(fc, {lanes}) + {other}"
         if self.residual and self.output == "float32":
-            other = f"R[{residual_at}]"
+            other = _joined("R", places)
             if self.residual == "uint8":
                 steps = f"T.Cast('int32x{lanes}', {other}) - T.broadcast(zr, {lanes})"
                 other = f"T.Cast('float32x{lanes}', {steps}) * T.broadcast(fr, {lanes})"
             real = f"{real} + {other}"
         if self.activation or self.output == "float32":
-            return self._real(to, real, lanes)
-        return self._steps(to, real, lanes)
+            return self._real(places, real, register, order)
+        return self._steps(places, real, register, order, is_bounded=True)
 
-    def _sum_of_steps(self, own: str, residual_at: str, lanes: int) -> str:
+    def _sum_of_steps(self, own: str, places: Sequence[Place], lanes: int) -> str:
         """Return a vector of float32 in output steps, their zero point included."""
         terms = [
             f"({own} + T.broadcast(cz, {lanes})) * T.broadcast(fc, {lanes})",
-            f"T.Cast('float32x{lanes}', R[{residual_at}]) * T.broadcast(fr, {lanes})",
+            f"T.Cast('float32x{lanes}', {_joined('R', places)}) * T.broadcast(fr, {lanes})",
         ]
         first, second = terms[::-1] if self.is_residual_first else terms
         return f"{first} + ({second} + T.broadcast(fz, {lanes}))"
 
-    def real(self, to: str, total: str, residual_at: str, lanes: int = 8) -> list[str]:
-        """Return the lines that store a vector of float32 sums, bias included, as `to`."""
+    def real(self, place: Place, total: str, register: int = 0) -> list[str]:
+        """Return the lines that store a vector of float32 sums, bias included."""
         if self.residual:
-            total = f"{total} + R[{residual_at}]"
-        return self._real(to, total, lanes)
+            total = f"{total} + R[{place.residual}]"
+        return self._real([place], total, register, range(place.lanes))
 
-    def _real(self, to: str, total: str, lanes: int) -> list[str]:
+    def _real(
+        self, places: Sequence[Place], total: str, register: int, order: Sequence[int]
+    ) -> list[str]:
+        lanes = len(order)
         lines, value = activate(self.activation, total, lanes)
         value = self._clamp(value, "flo", "fhi", lanes)
-        if self.output == "uint8":
-            steps = f"{value} * T.broadcast(inv, {lanes})"
-            if self.narrows == "avx2":
-                steps = avx2.product(value, f"T.broadcast(inv, {lanes})", lanes)
-            return [*lines, *self._steps(to, steps, lanes)]
-        return [*lines, f"{to} = {value}"]
+        if self.output == "float32":
+            return [*lines, f"{places[0].output} = {value}"]
+        steps = f"{value} * T.broadcast(inv, {lanes})"
+        if self.narrows == "x86":
+            steps = x86.product(value, f"T.broadcast(inv, {lanes})", lanes)
+        return [*lines, *self._steps(places, steps, register, order)]
 
-    def _steps(self, to: str, steps: str, lanes: int, *, is_shifted: bool = False) -> list[str]:
+    def _steps(
+        self,
+        places: Sequence[Place],
+        steps: str,
+        register: int,
+        order: Sequence[int],
+        *,
+        is_shifted: bool = False,
+        is_bounded: bool = False,
+    ) -> list[str]:
         """Lines that round a vector of float32 in output steps and store it as uint8."""
-        if self.narrows == "avx2" and lanes in (8, 16):
-            return avx2.store_u8(to, steps, lanes, is_shifted=is_shifted)
+        lanes = len(order)
+        if self.narrows == "x86":
+            outputs = [(place.output, place.lanes) for place in places]
+            return x86.store_u8(
+                outputs, steps, register, order, is_shifted=is_shifted, is_bounded=is_bounded
+            )
+        to = places[0].output
         if self.narrows != "neon":
             return [f"{to} = {to_u8(steps, lanes, is_shifted=is_shifted)}"]
         named = f"stored: T.let[T.float32x{lanes}] = {steps}"
@@ -134,6 +194,14 @@ class Epilogue:
             arguments = f"{value}, T.broadcast({bound}, {lanes})"
             value = f"T.call_llvm_pure_intrin('float32x{lanes}', 'llvm.{name}', {arguments})"
         return value
+
+
+def _joined(buffer: str, places: Sequence[Place]) -> str:
+    """Return the expression of what a buffer holds for all places."""
+    index = [place.residual if buffer == "R" else place.channel for place in places]
+    parts = [f"{buffer}[{at}]" for at in index]
+    lanes = sum(place.lanes for place in places)
+    return parts[0] if len(parts) == 1 else shuffle(parts, range(lanes))
 
 
 def clamp(value: str, low: str, high: str, lanes: int) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from . import epilogue
 from .conv import FORMS, WIDE_ORDER, Form, Knobs, Tile
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Place
 from .script import Kernel, intrinsic, local_buffer, nest, parallel
 
 _PACKED = {"f32": "float32", "dot": "int8", "wide": "int16", "plain": "int16"}
@@ -289,10 +289,11 @@ class _Product(Tile):
         channel = f"T.ramp(ob + v * {lanes}, 1, {lanes})"
         pixel = f"db0 + (wb + j) * dcs + ob + v * {lanes}"
         to = "out[0, T.ramp(0, 1, 8)]" if self.is_narrow else f"D[T.ramp({pixel}, 1, {lanes})]"
+        place = Place(lanes, channel, to)
         if self.form.is_integer:
-            lines = self.stores.integer(to, self._total(), channel, "", lanes)
+            lines = self.stores.integer([place], self._total())
         else:
-            lines = self.stores.real(to, self.acc, "", lanes)
+            lines = self.stores.real(place, self.acc)
         if self.is_narrow:
             lines = [
                 local_buffer("out", self.stores.output, 1, 8),

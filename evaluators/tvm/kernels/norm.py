@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import epilogue
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Place
 from .script import Kernel, fill_border, local_buffer, nest, parallel, reduced
 
 INTS = (
@@ -48,7 +48,7 @@ def layer_norm_kernel(stores: Epilogue, lanes: int, threads: int) -> Kernel:
         "inverse: T.let[T.float32] = T.float32(1) / T.sqrt(squares * share + eps)",
         *nest(
             [f"for c in range(dcs // {lanes}):"],
-            stores.real(f"D[T.ramp(target + c * {lanes}, 1, {lanes})]", result, "", lanes),
+            stores.real(Place(lanes, "", f"D[T.ramp(target + c * {lanes}, 1, {lanes})]"), result),
         ),
     ]
     loops = [f"for x in {parallel('wo', threads)}:", "for b in range(n):", "for y in range(ho):"]

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 # Numbers behind every image: loads of the last pixel may read, but never use, what is there.
 SLACK = 64
 _PARALLEL_NUMBERS = 16_000
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,16 @@ def nest(loops: Iterable[str], body: Iterable[str]) -> list[str]:
         lines.append("  " * depth + loop)
         depth += loop.endswith(":")
     return lines + indent(depth, body)
+
+
+def in_groups(items: Sequence[Item], sizes: Sequence[int]) -> list[Sequence[Item]]:
+    """Return items in groups of the given sizes, the first as often as it fits, and so on."""
+    found, at = [], 0
+    for size in sizes:
+        while len(items) - at >= size:
+            found.append(items[at : at + size])
+            at += size
+    return found
 
 
 def parallel(extent: str, threads: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import epilogue
 from .activation import power_of_two
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Place
 from .script import Kernel, local_buffer, nest, parallel, reduced
 
 INTS = (
@@ -59,7 +59,7 @@ def softmax_kernel(stores: Epilogue, lanes: int, threads: int, *, has_mask: bool
         *nest([each], lines),
         *reduced("total", acc, lanes, "{} + {}"),
         "share: T.let[T.float32] = T.float32(1) / total",
-        *nest([each], stores.real(f"D[{at.format('target')}]", result, "", lanes)),
+        *nest([each], stores.real(Place(lanes, "", f"D[{at.format('target')}]"), result)),
     ]
     loops = [
         f"for p in {parallel('(rows + per - 1) // per', threads)}:",

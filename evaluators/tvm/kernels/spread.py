@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import epilogue
-from .epilogue import Epilogue
+from .epilogue import Epilogue, Place
 from .pointwise import real_numbers
 from .script import Kernel, fill_border, local_buffer, nest, parallel
 
@@ -24,6 +24,7 @@ def spread_depthwise_kernel(data: str, stores: Epilogue, lanes: int, threads: in
     """
     acc = f"acc[0, T.ramp(0, 1, {lanes})]"
     channel = f"T.ramp(c * {lanes}, 1, {lanes})"
+    to = f"D[T.ramp(b * dns + y * drs + x * dcs + doff + c * {lanes}, 1, {lanes})]"
     at = f"T.ramp(from_ + i * down + j * across + c * {lanes}, 1, {lanes})"
     weight = f"W[T.ramp(phase + (i * kw + j) * dcs + c * {lanes}, 1, {lanes})]"
     each = [f"{acc} = {acc} + {real_numbers('A0', data, at, 0, lanes)} * {weight}"]
@@ -36,12 +37,7 @@ def spread_depthwise_kernel(data: str, stores: Epilogue, lanes: int, threads: in
                 local_buffer("acc", "float32", 1, lanes),
                 f"{acc} = T.broadcast(T.float32(0), {lanes})",
                 *nest(["for i in range(kh):", "for j in range(kw):"], each),
-                *stores.real(
-                    f"D[T.ramp(b * dns + y * drs + x * dcs + doff + c * {lanes}, 1, {lanes})]",
-                    f"{acc} * S[{channel}] + B[{channel}]",
-                    "",
-                    lanes,
-                ),
+                *stores.real(Place(lanes, channel, to), f"{acc} * S[{channel}] + B[{channel}]"),
             ],
         ),
     ]

@@ -150,6 +150,49 @@ def test_depthwise_form_follows_from_the_proof(
     assert all(knobs.tw <= 3 and knobs.ocb <= channels for knobs in found)
 
 
+def with_stride(candidate: ConvLayer, stride: int) -> ConvLayer:
+    return replace(candidate, geometry=replace(candidate.geometry, stride=(stride, stride)))
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512vnni"])
+@pytest.mark.parametrize(
+    ("channels", "width", "stride", "folds"),
+    [
+        (8, 16, 1, True),
+        (16, 16, 1, True),
+        (8, 15, 1, False),
+        (8, 16, 2, False),
+        (64, 16, 1, False),
+    ],
+)
+def test_columns_of_few_channels_are_folded(
+    isa: str, channels: int, width: int, stride: int, folds: bool
+) -> None:
+    weights = np.full((channels, 1, 3, 3), 2, np.int8)
+    found = options(with_stride(layer(weights, 14, width, groups=channels), stride), isa)
+    assert any(knobs.ocb > channels for knobs in found) == folds
+
+
+@pytest.mark.parametrize(
+    ("rows", "stride", "shares"),
+    [
+        ((40, 20, 0), 1, True),
+        ((64, 64, 64), 1, True),
+        ((64, 64, 65), 1, False),  # the first row of a tile pairs 64 and 64, the second 64 and 65
+        ((40, 20, 0), 2, False),
+    ],
+)
+def test_rows_are_shared_if_each_of_them_is_proved(
+    rows: tuple[int, int, int], stride: int, shares: bool
+) -> None:
+    weights = np.zeros((40, 1, 3, 3), np.int8)
+    weights[:, 0, :, 1] = rows  # 255 x (64 + 64) < 32768
+    found = options(with_stride(layer(weights, 14, 14, groups=40), stride), "avx2")
+    assert {k.th for k in found if k.form in ("dw_quads", "dw_runs")} == (
+        {1, 2} if shares else {1}
+    )
+
+
 def test_zero_input_is_no_division() -> None:
     found = layer(np.full((8, 8, 1, 1), 127, np.int8), 4, 4)
     found = replace(found, source=replace(found.source, data_max=0), _runs={})

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -169,7 +169,7 @@ def settings_of(kernels: Any, layer: ConvLayer) -> list[Knobs]:
     found = options(layer, kernels.isa)
     assert found
     for knobs in found:
-        assert knobs.ocb <= layer.geometry.ocp
+        assert layer.is_depthwise or knobs.ocb <= layer.geometry.ocp
         assert (knobs.th, knobs.tw) <= (layer.output.h, layer.output.w)
         assert knobs.tw <= layer.output.w
     return list({knobs.form: knobs for knobs in reversed(found)}.values())
@@ -324,7 +324,17 @@ def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
     assert_close(got, expected)
 
 
+def few_channels(channels: int, kernel: int) -> Sizes:
+    """A depthwise layer of which several pixels fill a vector."""
+    cp, pad = -(-channels // 8) * 8, kernel // 2
+    geometry = ConvGeometry(channels, cp, channels, (kernel, kernel), (1, 1), (1, 1), channels)
+    return Sizes(2, (3, 24), geometry, (pad, pad), pad)
+
+
 @given(sizes=sizes(depthwise=True), bits=st.integers(2, 8), seed=numbers)
+@example(sizes=few_channels(8, 3), bits=8, seed=1)
+@example(sizes=few_channels(13, 5), bits=4, seed=2)
+@example(sizes=few_channels(32, 3), bits=2, seed=3)
 @settings(few, max_examples=4)
 def test_depthwise_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -336,6 +346,7 @@ def test_depthwise_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: in
 
 
 @given(sizes=sizes(depthwise=True), seed=numbers)
+@example(sizes=few_channels(6, 3), seed=1)
 @settings(few, max_examples=4)
 def test_depthwise_float_layer(kernels: Any, sizes: Sizes, seed: int) -> None:
     rng = np.random.default_rng(seed)
