@@ -1,5 +1,6 @@
 """Facts about this machine: what it is, and whether code for a profile can run on it."""
 
+import ctypes
 import os
 import platform
 import re
@@ -19,6 +20,8 @@ _ARCH_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 _CPUINFO = Path("/proc/cpuinfo")
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvhost-ctrl-gpu")  # of PCIe cards, of Jetson modules
+# Linux's question which registers a process may use, and the bit of those of AMX.
+_ARCH_PRCTL, _ARCH_GET_XCOMP_SUPP, _TILE_DATA = 158, 0x1021, 18
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -60,13 +63,23 @@ def this_machine() -> Machine:
         brand=_brand(host.name),
         llvm_cpu=llvm_cpu(host),
         # macOS does not list the flags of Arm CPUs, but archspec knows them.
-        flags=frozenset(detected_info().features | host.features),
+        flags=frozenset(detected_info().features | host.features) - _withheld(),
         generated=generated_features(host),
         cores=cores or 1,
         system="apple-darwin" if platform.system() == "Darwin" else "linux-gnu",
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         cache_bytes=read_caches(_CACHES),
     )
+
+
+def _withheld() -> frozenset[str]:
+    """Return CPU flags that the CPU shows, but the system does not let a process use."""
+    tiles = frozenset({"amx_bf16", "amx_fp16", "amx_int8", "amx_tile"})
+    if platform.system() != "Linux" or platform.machine().lower() not in ("x86_64", "amd64"):
+        return tiles
+    supported = ctypes.c_uint64()
+    failed = ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_GET_XCOMP_SUPP, ctypes.byref(supported))
+    return frozenset() if not failed and supported.value >> _TILE_DATA & 1 else tiles
 
 
 def detect_profile(machine: Machine | None = None) -> HardwareProfile:

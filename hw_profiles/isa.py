@@ -22,8 +22,15 @@ class Isa:
     vector_bits: int
     attributes: tuple[str, ...] = ()  # LLVM attributes that a detected target needs for them
 
+    @property
+    def has_byte_dots(self) -> bool:
+        """Whether x86 adds four products of bytes in one instruction (`vpdpbusd`)."""
+        return not {"avx512_vnni", "avx_vnni"}.isdisjoint(self.features)
+
 
 _AVX512 = ("avx2", "avx512bw", "avx512dq", "avx512f", "avx512vl", "fma")
+_VNNI512 = (*_AVX512, "avx512_vnni")
+_AMX = ("+avx512vnni", "+amx-tile", "+amx-int8")
 _DOTPROD = ("asimd", "asimddp")
 
 # Best first: detection takes the first one that a machine has.
@@ -31,7 +38,8 @@ ISAS: Mapping[str, Isa] = MappingProxyType(
     {
         isa.name: isa
         for isa in (
-            Isa("avx512vnni", (*_AVX512, "avx512_vnni"), ("x86_64",), 512, ("+avx512vnni",)),
+            Isa("avx512amx", (*_VNNI512, "amx_int8", "amx_tile"), ("x86_64",), 512, _AMX),
+            Isa("avx512vnni", _VNNI512, ("x86_64",), 512, ("+avx512vnni",)),
             Isa("avxvnni", ("avx2", "avx_vnni", "fma"), ("x86_64",), 256, ("+avxvnni",)),
             Isa("avx512", _AVX512, ("x86_64",), 512),
             Isa("avx2", ("avx2", "fma"), ("x86_64",), 256),

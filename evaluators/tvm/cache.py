@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ...hw_profiles.isa import generated_flags
 from ..measurement import EvaluationError
 from .files import SharedFolder
 from .kernels.script import Kernel
+from .permission import write_permission_object
 
 _VERSION = 4  # of what lies in the folder; kernels themselves are named after their text
 KNOBS_FILE = "knobs.json"
@@ -131,11 +133,20 @@ class KernelCache:
         if symbol not in self._functions:
             import tvm
 
-            library = self._files.get(
-                symbol, ".so", lambda path: link(path, [self.object_file(kernel)], self.linker)
-            )
+            library = self._files.get(symbol, ".so", lambda path: self._link(path, kernel))
             self._functions[symbol] = tvm.runtime.load_module(str(library))[symbol]
         return self._functions[symbol]
+
+    def _link(self, path: Path, kernel: Kernel) -> None:
+        link(path, [self.object_file(kernel), *self.start_objects()], self.linker)
+
+    def start_objects(self) -> list[Path]:
+        """Return object files that belong in every library, for what they do when it is loaded."""
+        if "+amx-tile" not in self.target.attrs.get("mattr", ()):
+            return []
+        triple = self.triple
+        write = partial(write_permission_object, triple=triple)
+        return [self._files.get("ask_for_tiles", ".o", write)]
 
     def with_kernels(self, module: Any, kernels: Iterable[Kernel]) -> Any:
         """Return a Relax module with compiled kernels, to be linked into its library.

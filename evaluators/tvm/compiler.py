@@ -78,9 +78,10 @@ def _export(executable: Any, data: DataSection, artifact: Path, cache: KernelCac
     try:
         with tempfile.TemporaryDirectory(dir=artifact.parent, prefix=".build-") as folder:
             temporary = Path(folder) / "network.so"
-            further = [Path(folder) / "weights.o"] if data.size else []
-            for path in further:
-                data.write_object(path, cache.triple)
+            further = cache.start_objects()
+            if data.size:
+                further.append(Path(folder) / "weights.o")
+                data.write_object(further[-1], cache.triple)
             executable.export_library(
                 str(temporary),
                 fcompile=lambda library, objects, **_: link(

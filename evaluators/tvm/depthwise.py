@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hw_profiles.isa import ISAS
 from .kernels.conv import Knobs
 from .kernels.depthwise import FORMS, DepthwiseForm
 from .kernels.neon import LANES
@@ -101,7 +102,7 @@ def _forms(weights: NDArray[np.generic], data_max: int, pitch: int, isa: str) ->
         return _neon_forms(weights, data_max, pitch, isa)
     if pitch < 16:
         return ["dw_taps"]
-    if isa.endswith("vnni"):
+    if ISAS[isa].has_byte_dots:
         return ["dw_dot", "dw_pairs"]
     if _fits("dw_runs", weights, data_max):
         return ["dw_runs", "dw_pairs"]

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hw_profiles.isa import ISAS
 from ..own_cores import OwnCores
-from . import depthwise, neon_knobs
+from . import amx_knobs, depthwise, neon_knobs
 from .cache import KernelCache
 from .kernels.conv import FORMS, Knobs
 from .kernels.pointwise import widen_kernel
@@ -20,6 +21,7 @@ from .layers import ConvLayer, parameter_arrays
 from .tiles import Extent, tiles
 
 _TILES = 4  # how many are timed per form
+_BESIDE_AMX = 2  # of them where AMX is there as well
 _CLOSE = 1.15  # what is further behind the best in the first rounds is not timed again
 _FEW_STEPS = 8  # below, a step more in each segment counts
 _MANY_WEIGHTS = 1 << 14  # fewer stay in the caches, where reading float16 costs up to 3 % more
@@ -48,7 +50,9 @@ def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[K
         return _tiles(layer, "f16" if in_place else "f32", isa)
     if isa == "portable" or isa.startswith("neon"):
         return _tiles(layer, "plain", isa)
-    if isa.endswith("vnni"):
+    if isa == "avx512amx":
+        return [*amx_knobs.options(layer), *_tiles(layer, "dot", isa)[:_BESIDE_AMX]]
+    if ISAS[isa].has_byte_dots:
         return _tiles(layer, "dot", isa)
     names = ("rolled", "pair4", "pair2", "pair1", "words", "wide")
     found = [knobs for form in names for knobs in _tiles(layer, form, isa)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import depthwise
 from .image import Image
+from .kernels import amx
 from .kernels.conv import FORMS, X86_FORMS, Form, Knobs, conv_kernel
 from .kernels.depthwise import FORMS as DEPTHWISE_FORMS
 from .kernels.depthwise import X86_FORMS as X86_DEPTHWISE_FORMS
@@ -203,8 +204,9 @@ class ConvLayer:
         shift, layer = self._shifted(form)
         is_spread = self.phases is not None
         cut = segment(self.weights, self.geometry, knobs.ocb)
-        packed, steps = pack(cut, form)
-        prefetches = not form.is_neon and packed.nbytes >= _FAR_BYTES
+        kt = self._steps_at_once(cut.values.shape[-1]) if form.name == "amx" else 0
+        packed, steps = pack(cut, replace(form, unroll=kt) if kt else form)
+        prefetches = not (form.is_neon or kt) and packed.nbytes >= _FAR_BYTES
         kernel = conv_kernel(
             knobs,
             self._stores(knobs),
@@ -219,11 +221,14 @@ class ConvLayer:
             table.append(np.maximum(self.runs(knobs.ocb), 1))
         if is_spread:
             table.append(writes)
+        cfg = sum(part.size for part in table)
+        if kt:
+            table.append(amx.configuration(knobs.th, knobs.tw, knobs.ocb, kt))
         values = {
             **self._values(),
             **{"blocks": len(cut.starts), "segments": len(offsets), "steps": steps},
             **self._tasks(len(cut.starts), -(-self.grid[0] // knobs.th), packed.nbytes),
-            "shift": shift,
+            **{"shift": shift, "kt": kt, "cfg": cfg},
         }
         constants = layer._constants(packed, np.concatenate(table), self._channels)
         constants += parameter_arrays(kernel, values)
@@ -235,6 +240,11 @@ class ConvLayer:
         repeated = is_repeated * (len(cut.starts) * knobs.ocb - self.geometry.ocp)
         stored = store(packed, len(cut.starts), knobs.ocb * form.group, repeated * form.group)
         return Call(kernel, constants, self.output, stored.or_none(packed))
+
+    def _steps_at_once(self, length: int) -> int:
+        """Return how many steps of four numbers AMX is to multiply at once: few stay empty."""
+        steps = -(-length // 4)
+        return -(-steps // -(-steps // amx.SIDE))
 
     def _has_spare_bits(self, dtype: str) -> bool:
         """Whether weights in the dtype that a kernel reads can be stored in fewer bits."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hw_profiles.isa import ISAS
 from .kernels.conv import FORMS, Knobs
 from .kernels.matmul import matmul_kernel, pack_kernel, packed_dtype, panel_size
 from .kernels.script import Kernel
@@ -36,7 +37,7 @@ def choose_knobs(isa: str, n: int, m: int, *, is_integer: bool) -> Knobs:
     form, has_512 = "f32", isa.startswith("avx512")
     if is_integer:
         is_plain = isa == "portable" or isa.startswith("neon")
-        form = "plain" if is_plain else "dot" if isa.endswith("vnni") else "wide"
+        form = "plain" if is_plain else "dot" if ISAS[isa].has_byte_dots else "wide"
     has_512 = has_512 and form != "wide"
     tiles = [t for t in (_TILES_512 if has_512 else _TILES[form]) if t[1] <= m]
     tiles = [t for t in tiles if t[0] <= n] or [t for t in tiles if t[0] == 8]

@@ -21,7 +21,7 @@ from itertools import product
 
 import numpy as np
 
-from . import epilogue, neon
+from . import amx, epilogue, neon
 from .epilogue import Epilogue
 from .script import (
     Kernel,
@@ -39,6 +39,7 @@ INTS = (
     *("ans", "ars", "acs", "dns", "drs", "dcs", "doff", "db", "shift"),
     *epilogue.INTS,
 )
+_AMX = ("kt", "cfg")  # steps that are multiplied at once, place of the tiles' sizes in `G`
 _SPREAD = ("fh", "fw", "frs", "fcs")  # size and strides of the whole output, for its border
 
 WIDE_ORDER = (0, 1, 4, 5, 2, 3, 6, 7)  # `phaddd` of two registers puts these back in order
@@ -54,8 +55,8 @@ class Form:
             products summed in s16 before they are widened to s32), `rolled` (s16 sums over a run
             that is read from the table, two steps per iteration), `wide` (AVX2, s16 x s16 for
             weights of full 8 bits), `words` (x86, the same on data that were widened before,
-            which takes half the registers), `dot` (`vpdpbusd`: exact at any width), `plain`
-            (s32 products, any CPU); `neon_...` as in `neon.py`.
+            which takes half the registers), `dot` (`vpdpbusd`: exact at any width), `amx` as in
+            `amx.py`, `plain` (s32 products, any CPU); `neon_...` as in `neon.py`.
         group: Input numbers per step.
         unroll: The number of steps per segment is a multiple of this.
         weights: dtype of the packed weights.
@@ -93,6 +94,7 @@ FORMS = {
         Form("wide", group=4, unroll=1, weights="int16"),
         Form("words", group=2, unroll=1, weights="int16", data="int16"),
         Form("dot", group=4, unroll=1, weights="int8"),
+        Form("amx", group=4, unroll=1, weights="int8"),
         Form("plain", group=1, unroll=1, weights="int8"),
         Form("neon_f32", group=1, unroll=1, weights="float32"),
         Form("neon_mull1", group=8, unroll=1, weights="int8", is_shifted=True),
@@ -108,7 +110,7 @@ FORMS = {
 _STEPS_AHEAD = 32  # 24 to 48 gave the same
 _LINE_BYTES = 64
 
-X86_FORMS = ("pair1", "pair2", "pair4", "rolled", "wide", "words", "dot")
+X86_FORMS = ("pair1", "pair2", "pair4", "rolled", "wide", "words", "dot", "amx")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -145,8 +147,8 @@ def conv_kernel(
     buffers += [("G", "int32"), *stores.buffers, ("D", stores.output)]
     border = "zo" if stores.output == "uint8" else "T.float32(0)"
     place = f"G[segments + {1 + (form.name == 'rolled')} * blocks + o]"
+    tasks = f"for task in {parallel('blocks * chunks', threads)}:"
     loops = [
-        f"for task in {parallel('blocks * chunks', threads)}:",
         # Terms with `//` are kept in memory: TVM would put them into every address, and simplify
         # them there for seconds.
         local_buffer("at", "int32", 6),
@@ -173,12 +175,19 @@ def conv_kernel(
     name = f"{'fc' if knobs.th * knobs.tw == 1 else 'conv'}_{form.name}_{stores.tag}"
     name += "_prefetch" if prefetches else ""
     sizes = _SPREAD if is_spread else ("ho", "wo", "drs", "dcs")
+    lines = nest(loops, body)
+    if form.name != "amx":
+        lines = nest([tasks], lines)
+    elif threads > 1:  # every thread has tiles of its own
+        lines = nest([tasks], [amx.BEGIN, *lines, amx.END])
+    else:
+        lines = [amx.BEGIN, *nest([tasks], lines), amx.END]
     return Kernel(
         kind=f"spread_{name}" if is_spread else name,
         buffers=tuple(buffers),
-        ints=(*INTS, *(_SPREAD if is_spread else ())),
+        ints=(*INTS, *(_SPREAD if is_spread else ()), *(_AMX if form.name == "amx" else ())),
         floats=epilogue.FLOATS,
-        body=(*fill_border("D", border, stores.output, sizes), *nest(loops, body)),
+        body=(*fill_border("D", border, stores.output, sizes), *lines),
     )
 
 
@@ -200,8 +209,8 @@ class Tile:
         self.vectors = knobs.ocb // self.lanes * (2 if form.name == "wide" else 1)
         if form.is_neon and form.group == 8 and form.is_shifted:
             self.vectors = knobs.ocb  # sums of one channel fill a vector
-        # The other integer forms have vectors of partial sums.
-        has_sums = not form.is_neon and form.name != "wide"
+        # The other integer forms have vectors of partial sums, or tiles.
+        has_sums = not form.is_neon and form.name not in ("wide", "amx")
         self.starts_at_bias = has_sums or not form.is_integer
         self.pixels = knobs.th * knobs.tw
         self.size = self.pixels * self.vectors
@@ -223,6 +232,8 @@ class Tile:
         In 64 bits: of places in 32, an innermost loop on x86 makes addresses in every step. Arm
         extends a place as it loads, and has no registers left for the longer ones.
         """
+        if self.form.name == "amx":
+            return []
         if self.form.is_neon:
             return [f"wb0: T.let[T.int32] = {weights}"]
         start = f"start[i * {self.knobs.tw} + j]"
@@ -275,12 +286,11 @@ class Tile:
             *self.starts("ab + i * ars + j * acs", f"(o * segments + g) * steps * {step}"),
             *self.accumulate(),
         ]
-        return [
-            *lines,
-            *self.each(f"{self.acc} = {start}"),
-            *nest(["for g in range(segments):"], segment),
-            *self._store(),
-        ]
+        first, last = self.each(f"{self.acc} = {start}"), list[str]()
+        if self.form.name == "amx":
+            first, last = amx.clear(self), amx.spill(self)
+        loop = nest(["for g in range(segments):"], segment)
+        return [*lines, *first, *loop, *last, *self._store()]
 
     # ---- inner products
 
@@ -305,6 +315,8 @@ class Tile:
         """Lines that add one segment to the sums."""
         if self.form.is_neon:
             return neon.accumulate(self)
+        if self.form.name == "amx":
+            return amx.accumulate(self)
         ways = {
             **{"f32": self._f32, "f16": self._f32, "rolled": self._rolled, "wide": self._wide},
             **{"words": self._words, "dot": self._dot, "plain": self._plain},

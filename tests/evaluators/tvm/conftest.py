@@ -36,7 +36,7 @@ def runnable(name: str) -> HardwareProfile:
 
 # Profiles whose networks are tested where they run, and those whose kernels are tested, too.
 PROFILES = ("local", "x86-64-v3", "x86-64", "aarch64")
-MORE_PROFILES = ("x86-64-v3-vnni", "x86-64-v4", "raspberry-pi-5", "graviton3")
+MORE_PROFILES = ("x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni", "raspberry-pi-5", "graviton3")
 # A profile of each family for Arm, and what the emulator calls a CPU with its instructions.
 EMULATED = {
     "neon": ("raspberry-pi-4", "cortex-a72"),
