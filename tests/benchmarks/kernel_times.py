@@ -14,6 +14,7 @@ import numpy as np
 
 from paredown.evaluators.own_cores import OwnCores, let_helpers_rest
 from paredown.evaluators.tvm.cache import KernelCache
+from paredown.evaluators.tvm.kernels import amx
 from paredown.evaluators.tvm.kernels.script import Kernel, nest, parallel
 from paredown.hw_profiles import HardwareProfile
 
@@ -50,6 +51,8 @@ def _loop(
     """Return how many operations a loop does, and the loop."""
     import tvm
 
+    if kind == "integer" and profile.isa == "avx512amx":
+        return _loop_of_tiles(profile.threads, cache)
     threads, lanes = profile.threads, profile.vector_bits // 32
     ramp, product, chains, per_lane, dtype = _products(kind, profile.isa, lanes)
     width = lanes * (2 if dtype == "int16" else 1)
@@ -75,6 +78,33 @@ def _loop(
     ]
     function, tensors = cache.function(kernel), [tvm.runtime.tensor(a) for a in arrays]
     return threads * _STEPS * chains * lanes * per_lane, lambda: function(*tensors)
+
+
+def _loop_of_tiles(threads: int, cache: KernelCache) -> tuple[int, Callable[[], object]]:
+    """Return how many operations a loop of AMX does, and the loop: 2 x 2 tiles of sums."""
+    import tvm
+
+    products = [amx.instruction("tdpbusd", s, 4 + s // 2, 6 + s % 2) for s in range(4)]
+    body = [
+        amx.BEGIN,
+        *(amx.instruction("tilezero", tile) for tile in range(8)),
+        *nest([f"for k in range({_STEPS}):"], products),
+        amx.END,
+        "D[p] = 0",
+    ]
+    kernel = Kernel(
+        kind="limit_tiles",
+        buffers=(("G", "int32"), ("D", "int32")),
+        ints=("cfg",),
+        floats=(),
+        body=tuple(nest([f"for p in {parallel(str(threads), threads)}:"], body)),
+    )
+    arrays = [
+        amx.configuration(th=2, tw=amx.SIDE, ocb=2 * amx.SIDE, kt=16),
+        *(np.zeros(1, np.int32), np.zeros(1, np.float32), np.zeros(threads, np.int32)),
+    ]
+    function, tensors = cache.function(kernel), [tvm.runtime.tensor(a) for a in arrays]
+    return threads * _STEPS * len(products) * 2 * 16 * 16 * 64, lambda: function(*tensors)
 
 
 def _products(kind: str, isa: str, lanes: int) -> tuple[str, str, int, int, str]:

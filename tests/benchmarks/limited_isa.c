@@ -25,7 +25,8 @@ static void answer(int number, siginfo_t *info, void *context)
     if (leaf == 7) {
         a &= part == 0 ? ~0u : part == 1 ? KEPT_7_1_EAX : 0;
         b &= part == 0 ? KEPT_7_0_EBX : 0;
-        c = d = 0; /* AVX-512 beyond its first parts, AVX-VNNI-INT8, AMX, AVX10 */
+        c &= part == 0 ? KEPT_7_0_ECX : 0; /* AVX-512 beyond its first parts */
+        d = 0;                             /* AVX-VNNI-INT8, AMX, AVX10 */
     } else if (leaf > 0x1C && leaf < 0x80000000u) {
         a = b = c = d = 0; /* the sizes of AMX, the version of AVX10 */
     }

@@ -27,15 +27,14 @@ _LIBRARIES = MappingProxyType(
 )
 _CPUID, _MARK = b"\x0f\xa2", b"\x37\xa2"
 _AVX2_EBX = 0x208CFFFF  # of leaf 7: all but AVX-512, its instructions for integers among them
-# What the peers see of leaf 7: EBX of its part 0 (ECX and EDX are nothing), EAX of its part 1.
+_AVX512_EBX = _AVX2_EBX | 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31  # F DQ CD BW VL
+# What the peers see of leaf 7: EBX and ECX of its part 0 (EDX is nothing), EAX of its part 1.
 _KEPT = MappingProxyType(
     {
-        "avx2": (_AVX2_EBX, 0),
-        "avxvnni": (_AVX2_EBX, 1 << 4),
-        "avx512": (
-            _AVX2_EBX | 1 << 16 | 1 << 17 | 1 << 28 | 1 << 30 | 1 << 31,
-            0,
-        ),  # F DQ CD BW VL
+        "avx2": (_AVX2_EBX, 0, 0),
+        "avxvnni": (_AVX2_EBX, 0, 1 << 4),
+        "avx512": (_AVX512_EBX, 0, 0),
+        "avx512vnni": (_AVX512_EBX, 1 << 11, 0),
     }
 )
 
@@ -71,9 +70,10 @@ def limit_peers(profile: HardwareProfile, folder: Path) -> str | None:
     return profile.isa
 
 
-def _compile(library: Path, ebx: int, eax: int) -> None:
+def _compile(library: Path, ebx: int, ecx: int, eax: int) -> None:
     source = Path(__file__).with_suffix(".c")
-    kept = [f"-DKEPT_7_0_EBX={ebx:#x}u", f"-DKEPT_7_1_EAX={eax:#x}u"]
+    values = {"7_0_EBX": ebx, "7_0_ECX": ecx, "7_1_EAX": eax}
+    kept = [f"-DKEPT_{name}={value:#x}u" for name, value in values.items()]
     command = ["cc", "-O2", "-Wall", "-shared", "-fPIC", *kept, "-o", str(library), str(source)]
     subprocess.run(command, check=True)
 

@@ -1,3 +1,4 @@
+import ctypes
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from paredown.hw_profiles import (
     this_machine,
 )
 from paredown.hw_profiles.detect import read_caches
+from paredown.hw_profiles.isa import ISAS
 
 V3 = frozenset(load_profile("x86-64-v3").features)
 PC = Machine("x86_64", "A PC", "x86-64-v3", V3 | {"cx16", "pku"}, V3, 4)
@@ -88,6 +90,30 @@ def test_this_machine_is_detected_and_runs_its_own_code() -> None:
     check_runs_here(profile)
     assert profile.cores == this_machine().cores == len(os.sched_getaffinity(0))
     assert f'"mcpu":"{profile.target["mcpu"]}"' in str(tvm.target.Target(dict(profile.target)))
+
+
+def test_tiles_that_the_system_withholds_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, _: None) -> None: ...
+
+        def syscall(self, *_: object) -> int:
+            return -1
+
+    this_machine.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", Refusing)
+    flags = this_machine().flags
+    this_machine.cache_clear()
+    assert not [flag for flag in flags if flag.startswith("amx")]
+
+
+def test_tiles_are_the_best_family() -> None:
+    flags = PC.flags | set(ISAS["avx512amx"].features)
+    profile = detect_profile(dataclasses.replace(PC, flags=flags))
+    assert profile.isa == "avx512amx"
+    assert profile.target["mattr"] == ["+avx512vnni", "+amx-tile", "+amx-int8"]
+    with_vnni = dataclasses.replace(PC, flags=frozenset(load_profile("x86-64-v4-vnni").features))
+    with pytest.raises(ProfileError, match=r"A PC lacks amx_int8, amx_tile\."):
+        check_runs_here(load_profile("x86-64-v4-amx"), with_vnni)
 
 
 def test_missing_features_are_named() -> None:

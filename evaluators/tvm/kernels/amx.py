@@ -77,20 +77,20 @@ def configuration(th: int, tw: int, ocb: int, kt: int) -> NDArray[np.int32]:
     return found
 
 
-def _instruction(name: str, *arguments: int | str) -> str:
+def instruction(name: str, *arguments: int | str) -> str:
     """Return the line with an instruction; integers are numbers of tiles."""
     values = [f"T.int8({a})" if isinstance(a, int) else a for a in arguments]
     call = ", ".join(["'void'", f"'llvm.x86.{name}'", *values])
     return f"T.evaluate(T.call_llvm_intrin({call}))"
 
 
-BEGIN = _instruction("ldtilecfg", "T.address_of(G[cfg])")
-END = _instruction("tilerelease")
+BEGIN = instruction("ldtilecfg", "T.address_of(G[cfg])")
+END = instruction("tilerelease")
 
 
 def clear(tile: Tile) -> list[str]:
     """Lines that clear the sums."""
-    return [_instruction("tilezero", t) for t in range(_tiles(tile).sums)]
+    return [instruction("tilezero", t) for t in range(_tiles(tile).sums)]
 
 
 def accumulate(tile: Tile) -> list[str]:
@@ -100,16 +100,16 @@ def accumulate(tile: Tile) -> list[str]:
     def data(m: int) -> str:
         i, j = tiles.starts[m]
         place = f"A[d0 + T.Cast('int64', {i} * ars + {j} * acs) + T.Cast('int64', c * kt * 4)]"
-        return _instruction("tileloadd64", tiles.data(m), f"T.address_of({place})", "pixel")
+        return instruction("tileloadd64", tiles.data(m), f"T.address_of({place})", "pixel")
 
     def weights(n: int) -> str:
         place = f"W[w0 + T.Cast('int64', c * kt * {4 * ocb} + {64 * n})]"
         pitch = f"T.int64({4 * ocb})"
-        return _instruction("tileloadd64", tiles.weights(n), f"T.address_of({place})", pitch)
+        return instruction("tileloadd64", tiles.weights(n), f"T.address_of({place})", pitch)
 
     def multiply_add(m: int, n: int) -> str:
         place = m * tiles.channels + n
-        return _instruction("tdpbusd", place, tiles.data(m), tiles.weights(n))
+        return instruction("tdpbusd", place, tiles.data(m), tiles.weights(n))
 
     ms, ns = range(tiles.pixels), range(tiles.channels)
     body: list[str] = []
@@ -133,7 +133,7 @@ def spill(tile: Tile) -> list[str]:
     """Lines that store the sums in `acc`."""
     tiles, tw = _tiles(tile), tile.knobs.tw
     return [
-        _instruction(
+        instruction(
             "tilestored64",
             m * tiles.channels + n,
             f"T.address_of(acc[{(i * tw + j) * tiles.channels + n}, 0])",

@@ -24,7 +24,7 @@ from paredown.evaluators.tvm.sink import Sink
 from paredown.hw_profiles import load_profile
 
 NEON = ("neon", "neon_dotprod", "neon_i8mm")
-ISAS = ("avx512vnni", "avxvnni", "avx512", "avx2", *NEON, "portable")
+ISAS = ("avx512amx", "avx512vnni", "avxvnni", "avx512", "avx2", *NEON, "portable")
 
 
 def layer(weights: NDArray[Any], height: int, width: int, groups: int = 1) -> ConvLayer:
@@ -74,6 +74,7 @@ def test_every_setting_is_legal(
 @pytest.mark.parametrize(
     ("isa", "top", "forms"),
     [
+        ("avx512amx", 127, {"amx", "dot"}),
         ("avx512vnni", 127, {"dot"}),
         ("avxvnni", 127, {"dot"}),
         ("neon", 128, {"plain"}),  # 2 x 128 x 128 is no s16
@@ -127,6 +128,7 @@ def test_halves_are_read_in_place_where_that_costs_nothing(
         ("avx2", 21, 40, {"dw_pairs", "dw_runs"}),
         ("avx2", 22, 40, {"dw_pairs", "dw_quads"}),  # 2 rows x 3 columns x 22 x 255 > 32767
         ("avx512", 64, 40, {"dw_pairs"}),
+        ("avx512amx", 127, 40, {"dw_pairs", "dw_dot"}),
         ("avx512vnni", 127, 40, {"dw_pairs", "dw_dot"}),
         ("avxvnni", 127, 40, {"dw_pairs", "dw_dot"}),
         ("neon", 127, 40, {"dw_words"}),

@@ -102,6 +102,15 @@ def test_vnni_is_used(profile: str, groups: int) -> None:
     assert VNNI in assembly(case.call(knobs).kernel, profile)
 
 
+def test_tiles_are_used_and_released() -> None:
+    code = best("x86-64-v4-amx", 127)
+    begins, ends = (code.count(name) for name in ("ldtilecfg", "tilerelease"))
+    assert begins == ends > 0
+    assert "tdpbusd" in code
+    assert "tdpbusd" not in best("x86-64-v4-amx", 127, groups=64)
+    assert VNNI in best("x86-64-v4-amx", 127, groups=64)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("profile", "vector", "mask"), [("x86-64-v3", "ymm", "e0"), ("x86-64-v4-vnni", "zmm", "c0")]
