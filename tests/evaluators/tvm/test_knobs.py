@@ -254,6 +254,23 @@ def test_without_the_device_the_first_setting_is_taken(tmp_path: Path) -> None:
     assert chooser.choose(candidate) == options(candidate, profile.isa)[0]
 
 
+@pytest.mark.parametrize(("gain", "form"), [(1.05, "dot"), (1.2, "amx")])
+def test_amx_must_gain_what_it_costs_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: float, form: str
+) -> None:
+    candidate = layer(np.ones((64, 64, 3, 3), np.int8), 14, 14)
+    found = options(candidate, "avx512amx")
+    times = np.array([1e-5 if knobs.form == "amx" else gain * 1e-5 for knobs in found])
+
+    def measured(runs: list[Any], **_: Any) -> Any:
+        return times if len(runs) == len(times) else times[times < 1.15e-5]
+
+    monkeypatch.setattr("paredown.evaluators.tvm.knobs.interleaved_times", measured)
+    monkeypatch.setattr(KnobChooser, "_runner", lambda *_: lambda: None)
+    cache = KernelCache(load_profile("x86-64-v4-amx").target, tmp_path)
+    assert KnobChooser(cache, "avx512amx", can_time=True).choose(candidate).form == form
+
+
 def test_interleaved_times_rank_and_take_turns() -> None:
     calls: list[str] = []
 
