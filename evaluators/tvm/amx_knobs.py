@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from math import ceil
 
-from .kernels.amx import SIDE, Tiles
+from .kernels.amx import SIDE
 from .kernels.conv import Knobs
 from .layers import ConvLayer
 
+# Channels, rows, and groups of 16 columns of a tile.
 _SHAPES = ((32, 2, 1), (64, 1, 1), (32, 1, 2), (32, 1, 1), (16, 4, 1), (16, 2, 1), (16, 1, 1))
 _OPTIONS = 3
 _FEWEST = 4  # columns; tiles of fewer would be almost empty
@@ -22,7 +23,6 @@ def options(layer: ConvLayer) -> list[Knobs]:
         fits = ocb <= layer.geometry.ocp and th <= height and _FEWEST <= tw <= width
         if not (fits and layer.allows(ocb)):
             continue
-        assert Tiles(th, tw, ocb).is_possible
         waste = 1.0
         for size, part in ((layer.geometry.ocp, ocb), (height, th), (width, tw)):
             waste *= ceil(size / part) * part / size

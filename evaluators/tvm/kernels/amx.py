@@ -29,7 +29,8 @@ _TILES = 8
 class Tiles:
     """Which tile holds what: sums first, then data and weights.
 
-    One of these two is kept while the others pass through the tiles that are left.
+    One of these two is kept while the others pass through the tiles that are left: at least one,
+    with four tiles of sums or fewer.
     """
 
     def __init__(self, th: int, tw: int, ocb: int) -> None:
@@ -39,11 +40,6 @@ class Tiles:
         self.keeps_data = self.pixels <= self.channels
         self.kept = min(self.pixels, self.channels)
         self.free = _TILES - self.sums - self.kept
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether there are as many."""
-        return self.free > 0
 
     def data(self, m: int) -> int:
         """Tile of the data of group `m` of pixels."""
@@ -72,9 +68,7 @@ def configuration(th: int, tw: int, ocb: int, kt: int) -> NDArray[np.int32]:
         columns_bytes[tiles.data(m)] = 4 * kt
     start = np.zeros(16, np.uint8)
     start[0] = 1  # the palette
-    words = np.concatenate([start, columns_bytes.view(np.uint8), rows_of]).view(np.int32)
-    found: NDArray[np.int32] = words
-    return found
+    return np.concatenate([start, columns_bytes.view(np.uint8), rows_of]).view(np.int32)
 
 
 def instruction(name: str, *arguments: int | str) -> str:
