@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,8 @@ def test_tiles_that_the_system_withholds_are_not_used(monkeypatch: pytest.Monkey
         def syscall(self, *_: object) -> int:
             return -1
 
+    shown = SimpleNamespace(features={"avx2", "amx_int8", "amx_tile"})
+    monkeypatch.setattr("paredown.hw_profiles.detect.detected_info", lambda: shown)
     this_machine.cache_clear()
     monkeypatch.setattr(ctypes, "CDLL", Refusing)
     flags = this_machine().flags

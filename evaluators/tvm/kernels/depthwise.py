@@ -383,7 +383,7 @@ class _Tile:
                 total = self._in_order(j, o, lanes)
                 if self.form.is_integer:
                     bias = "" if self.starts_at_bias else f" + B[{place.channel}]"
-                    stored = self.stores.integer([place], f"({total}{bias})")
+                    stored = self.stores.integer([place], f"({total}{bias})", self.lanes)
                 else:
                     stored = self.stores.real(place, total)
                 # A scope of their own for what an activation names.

@@ -68,6 +68,13 @@ def sizes(draw: st.DrawFn, depthwise: bool = False) -> Sizes:
     return Sizes(draw(st.integers(1, 3)), (height, width), geometry, (top, left), border)
 
 
+def few_channels(channels: int, kernel: int) -> Sizes:
+    """A depthwise layer of which several pixels fill a vector."""
+    cp, pad = -(-channels // 8) * 8, kernel // 2
+    geometry = ConvGeometry(channels, cp, channels, (kernel, kernel), (1, 1), (1, 1), channels)
+    return Sizes(2, (3, 24), geometry, (pad, pad), pad)
+
+
 def source_image(sizes: Sizes, dtype: str, zero_point: int = 0, data_max: int = 255) -> Image:
     g = sizes.geometry
     found = Image(None, dtype, sizes.n, *sizes.inner, g.ic, g.icp, sizes.border)
@@ -224,7 +231,9 @@ def test_activation_before_steps(kernels: Any, oc: int, name: str) -> None:
         assert (got == wanted).mean() > 0.99
 
 
-@given(sizes=sizes(), bits=st.integers(2, 8), seed=numbers)
+@given(sizes=st.one_of(sizes(), sizes(depthwise=True)), bits=st.integers(2, 8), seed=numbers)
+@example(sizes=few_channels(24, 3), bits=8, seed=1)
+@example(sizes=few_channels(72, 3), bits=3, seed=2)
 @few
 def test_sum_of_quantized_tensors(kernels: Any, sizes: Sizes, bits: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -236,8 +245,9 @@ def test_sum_of_quantized_tensors(kernels: Any, sizes: Sizes, bits: int, seed: i
     layer, data, reals = case.integer(100, 255)
     other = rng.integers(0, 256, (image.n, image.h, image.w, image.c))
     total = (stored(own, reals).astype(int) - 90) * 0.5 + (other - 30) * 0.125
-    got = run(kernels, layer, settings_of(kernels, layer)[0], data, kernels.fill(image, other))
-    np.testing.assert_array_equal(got, stored(sink, total / 0.25))
+    for knobs in settings_of(kernels, layer):
+        got = run(kernels, layer, knobs, data, kernels.fill(image, other))
+        np.testing.assert_array_equal(got, stored(sink, total / 0.25))
 
 
 @given(sizes=sizes(), seed=numbers, is_quantized=st.booleans())
@@ -322,13 +332,6 @@ def test_float_sum(kernels: Any, sizes: Sizes, seed: int) -> None:
     got = run(kernels, layer, knobs, data, kernels.fill(image, other))
     expected = np.maximum(sums(sizes, data, case.weights) + other, 0)
     assert_close(got, expected)
-
-
-def few_channels(channels: int, kernel: int) -> Sizes:
-    """A depthwise layer of which several pixels fill a vector."""
-    cp, pad = -(-channels // 8) * 8, kernel // 2
-    geometry = ConvGeometry(channels, cp, channels, (kernel, kernel), (1, 1), (1, 1), channels)
-    return Sizes(2, (3, 24), geometry, (pad, pad), pad)
 
 
 @given(sizes=sizes(depthwise=True), bits=st.integers(2, 8), seed=numbers)
