@@ -17,6 +17,7 @@ ARCHS = ("x86_64", "aarch64", "cuda")
 WEIGHT_BITS = tuple(range(2, 9))
 _OFFERED_WEIGHT_BITS = (*WEIGHT_BITS, 16)  # 16: layers in floating point with float16 weights
 ACTIVATION_BITS = (7, 8)
+_OFFERED_ACTIVATION_BITS = tuple(range(4, 9))  # kernels take the range of their input
 
 _STRINGS = ("name", "description", "device", "arch", "isa", "connection")
 _COUNTS = ("cores", "threads", "vector_bits", "channel_multiple", "job_timeout_s")
@@ -79,7 +80,7 @@ def check_values(profile: "HardwareProfile") -> None:
             )
     for key, widths in (
         ("weight_bits", _OFFERED_WEIGHT_BITS),
-        ("activation_bits", ACTIVATION_BITS),
+        ("activation_bits", _OFFERED_ACTIVATION_BITS),
     ):
         value = getattr(profile, key)
         if not set(value) <= set(widths) or list(value) != sorted(value):

@@ -45,7 +45,8 @@ class HardwareProfile:
         channel_multiple: Channel counts that are a multiple of it fill the vectors.
         weight_bits: Weight widths that have integer kernels, ascending, and 16 where layers in
             floating point may have float16 weights.
-        activation_bits: Activation widths that have integer kernels, ascending.
+        activation_bits: Activation widths that a study searches unless told otherwise, ascending;
+            where 7 is among them, 4 to 6 run as well.
         runtimes: Runtimes that can serve a model on the device.
         connection: How the device is reached; see `parse_connection`.
         job_timeout_s: Most seconds that one job on a remote device may take, all in all.

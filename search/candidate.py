@@ -45,9 +45,9 @@ class LayerChoice:
                 "`weight_bits` must lie between 1 and 8, or be 16 or 32 for float, "
                 f"but got {self.weight_bits}."
             )
-        if self.activation_bits not in (7, 8):
+        if not 4 <= self.activation_bits <= 8:
             raise ValueError(
-                "`activation_bits` must be 7 or 8 in an integer layer, "
+                "`activation_bits` must lie between 4 and 8 in an integer layer, "
                 f"but got {self.activation_bits}."
             )
 

@@ -91,7 +91,7 @@ class SpaceSettings:
         weight_bits: Widths on offer; None stands for all that the profile has kernels for. A
             single bit, for -1 and 1, and 16, for weights in float16, are on offer only where they
             are asked for.
-        activation_bits: Widths of activations on offer.
+        activation_bits: Widths of activations on offer; 4, 5 and 6 only where they are asked for.
         include_float: Whether a layer may stay as it is, in floating point.
         rules: Limits of single layers; a later rule wins over an earlier one.
         exclude: Patterns of layers that stay as they are: in floating point, with all channels.
@@ -200,17 +200,22 @@ def _checked(
 ) -> tuple[int, ...]:
     """Return the widths in ascending order, or raise if the device lacks one."""
     widths = sorted({bits for bits in asked if bits != FLOAT_BITS})
+    extra = _extra_widths(field, offered)
     for bits in widths:
-        if field == "weight_bits" and bits == 1 and 2 in offered:
-            continue  # -1 and 1 run where -1, 0 and 1 do
-        if field == "weight_bits" and bits == HALF_BITS:
-            continue  # every runtime computes with them in float32
-        if bits not in offered:
+        if bits not in offered and bits not in extra:
             raise SpaceError(
                 f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "
                 f"asks for {bits}. Pick another width, or extend `{field}` in the profile."
             )
     return tuple(widths)
+
+
+def _extra_widths(field: str, offered: Sequence[int]) -> set[int]:
+    """Return the widths that a device runs, too, but that are on offer only where asked for."""
+    if field == "activation_bits":
+        return {4, 5, 6} if 7 in offered else set()  # kernels take the range of their input
+    # -1 and 1 run where -1, 0 and 1 do; every runtime computes with float16 weights in float32.
+    return {1, HALF_BITS} if 2 in offered else {HALF_BITS}
 
 
 def group_options(plan: ChannelGroup, multiple: int, max_ratio: float) -> PruningGroup | None:

@@ -20,15 +20,16 @@ from paredown.evaluators.task import Task
 from paredown.hw_profiles.catalog import load_profile
 from paredown.search.compression.calibration import CALIBRATION_METHODS
 from paredown.search.compression.compressor import CompressionSettings, Compressor
-from paredown.search.space import SearchSpace
+from paredown.search.space import SearchSpace, SpaceSettings
 from paredown.studies.tasks import load_task
 
-WIDTHS = ((8, 8), (7, 7), (5, 8), (4, 8), (3, 8), (2, 8))
+WIDTHS = ((8, 8), (7, 7), (8, 6), (8, 5), (8, 4), (4, 4), (5, 8), (4, 8), (3, 8), (2, 8))
 
 
 def compare(task: Task, n_calibration: int | None) -> None:
     """Print one line for each setting: accuracy and relative error at each width."""
-    space = SearchSpace.from_model(task.model, task.example_input, load_profile("x86-64-v3"))
+    profile, offered = load_profile("x86-64-v3"), SpaceSettings(activation_bits=(4, 5, 6, 7, 8))
+    space = SearchSpace.from_model(task.model, task.example_input, profile, offered)
     data = task.validation
     expected = predict(task.model, data.inputs)
     print(f"{task.name}: float {task.metric(expected, data.targets):.4f}, {len(data)} samples")

@@ -33,6 +33,7 @@ FORMATS = {  # bits of weights and activations
     "w4a8": (4, 8),
     "w2a8": (2, 8),
     "w7a7": (7, 7),
+    "w4a4": (4, 4),
 }
 FLOATS = ("fp32", "fp16")
 

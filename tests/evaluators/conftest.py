@@ -216,8 +216,9 @@ class ModelBuilder:
         return output
 
     def quantized(self, name: str, scale: float, zero_point: int = 0, bits: int = 8) -> str:
-        if bits == 7:
-            low, high = (np.float32((q - zero_point) * np.float32(scale)) for q in (0, 127))
+        if bits < 8:
+            ends = (0, 2**bits - 1)
+            low, high = (np.float32((q - zero_point) * np.float32(scale)) for q in ends)
             name = self.op("Clip", name, self.constant(low), self.constant(high))
         args = (self.constant(np.float32(scale)), self.constant(np.uint8(zero_point)))
         return self.op("DequantizeLinear", self.op("QuantizeLinear", name, *args), *args)

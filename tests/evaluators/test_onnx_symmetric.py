@@ -31,7 +31,7 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 @given(
     scale=st.sampled_from([0.5, 0.0317, 0.001]),
     zero_point=st.integers(0, 255),
-    bits=st.sampled_from([7, 8]),
+    bits=st.integers(4, 8),
     relu=st.booleans(),
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -103,6 +104,32 @@ def test_float_weights_may_be_stored_in_float16(
     worker.build(runtime.name, path, artifact, profile)
     outputs = worker.predict(runtime.name, artifact, samples)
     np.testing.assert_allclose(outputs, reference(path, samples), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [4, 7])
+def test_activations_may_have_fewer_bits(
+    runtime: Runtime,
+    worker: Worker,
+    builder: Any,
+    bits: int,
+    tmp_path: Path,
+    profile: HardwareProfile,
+) -> None:
+    step, middle = 0.03 * 2 ** (8 - bits), 2 ** (bits - 1)
+    x = builder.quantized("input", step, middle, bits)
+    x = builder.op("Relu", builder.conv(x, (8, 2, 3, 3), 4, step))
+    x = builder.quantized(x, step, 0, bits)
+    x = builder.quantized(builder.conv(x, (8, 8, 3, 3), 4, step), step, middle, bits)
+    model = builder.model((1, 2, 12, 12), builder.op("Flatten", x))
+    path, artifact = tmp_path / "few.onnx", tmp_path / f"few{runtime.suffix}"
+    onnx.save(model, path)
+    worker.build(runtime.name, path, artifact, profile)
+    samples = np.random.default_rng(0).normal(0, 3, (8, 2, 12, 12)).astype(np.float32)
+    found = np.rint(worker.predict(runtime.name, artifact, samples) / step)
+    expected = np.rint(reference(path, samples) / step)
+    assert len(np.unique(expected)) > 2 ** (bits - 1)
+    assert np.abs(found - expected).max() <= 1  # a tie
+    assert (found != expected).mean() < 0.01
 
 
 def test_session_names_its_inputs_and_outputs(runtime: Runtime, artifact: Path) -> None:

@@ -59,8 +59,8 @@ def test_lookups_by_name() -> None:
     [
         (0, 8, "`weight_bits` must lie between 1 and 8, or be 16 or 32 for float, but got 0"),
         (9, 8, "`weight_bits` must lie between"),
-        (4, 6, "`activation_bits` must be 7 or 8 in an integer layer, but got 6"),
-        (4, 32, "`activation_bits` must be 7 or 8"),
+        (4, 3, "`activation_bits` must lie between 4 and 8 in an integer layer, but got 3"),
+        (4, 32, "`activation_bits` must lie between 4 and 8"),
         (32, 8, "`activation_bits` must be 32 where `weight_bits` is 32"),
         (16, 8, "`activation_bits` must be 32 where `weight_bits` is 16"),
     ],

@@ -230,11 +230,21 @@ def test_the_widths_are_those_asked_for(build: Build, profile: HardwareProfile) 
     assert {layer.activation_bits for layer in space.layers} == {(7, 8)}
 
 
+def test_activations_of_few_bits_must_be_asked_for(build: Build, profile: HardwareProfile) -> None:
+    model, data = build("mlp")
+    rule = LayerRule("0", activation_bits=(4, 5, 6))
+    space = SearchSpace.from_model(model, data, profile, SpaceSettings(rules=(rule,)))
+    assert [layer.activation_bits for layer in space.layers] == [(4, 5, 6), (8,), (8,)]
+    eight = dataclasses.replace(profile, activation_bits=(8,))
+    with pytest.raises(SpaceError, match=r"`activation_bits` .* layer '0' asks for 4"):
+        SearchSpace.from_model(model, data, eight, SpaceSettings(rules=(rule,)))
+
+
 @pytest.mark.parametrize(
     ("asked", "match"),
     [
         (SpaceSettings(weight_bits=(4, 9)), r"`weight_bits` .* layer '0' asks for 9\. Pick"),
-        (SpaceSettings(activation_bits=(6,)), "`activation_bits` .* layer '0' asks for 6"),
+        (SpaceSettings(activation_bits=(3, 8)), "`activation_bits` .* layer '0' asks for 3"),
     ],
 )
 def test_a_width_without_kernel_is_refused(

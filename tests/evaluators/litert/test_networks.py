@@ -14,15 +14,15 @@ pytest.importorskip("ai_edge_litert")
 def network(b: Any, bits: int, activation_bits: int) -> onnx.ModelProto:
     """Stem, pool, an inverted residual block, a strided block with a shortcut, head."""
 
+    wide = 2 ** (8 - activation_bits)  # the same reals in fewer steps
+
     def q(x: str, scale: float, zero_point: int = 0) -> str:
         if bits == 32:
             return x
-        wide = 2 if activation_bits == 7 else 1  # the same reals in half as many steps
         result: str = b.quantized(x, scale * wide, zero_point // wide, activation_bits)
         return result
 
     def conv(x: str, shape: tuple[int, ...], step: float, **attributes: Any) -> str:
-        wide = 2 if activation_bits == 7 else 1
         result: str = b.conv(x, shape, bits, step * wide, **attributes)
         return result
 
@@ -39,14 +39,15 @@ def network(b: Any, bits: int, activation_bits: int) -> onnx.ModelProto:
     x = q(b.op("Relu", b.op("Add", y, shortcut)), 0.02)
     x = q(b.op("GlobalAveragePool", x), 0.008)
     x = q(b.op("Flatten", x), 0.008)
-    step = 0.008 * (2 if activation_bits == 7 else 1)
-    output = b.layer("Gemm", x, (10, 24), bits, step, transB=1)
+    output = b.layer("Gemm", x, (10, 24), bits, 0.008 * wide, transB=1)
     model: onnx.ModelProto = b.model((1, 3, 32, 32), output)
     return model
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bits", "activation_bits"), [(32, 8), (8, 8), (4, 8), (7, 7)])
+@pytest.mark.parametrize(
+    ("bits", "activation_bits"), [(32, 8), (8, 8), (4, 8), (7, 7), (4, 5), (8, 4)]
+)
 def test_predictions_agree(
     bits: int, activation_bits: int, builder: Any, convert: Any, run_reference: Any
 ) -> None:

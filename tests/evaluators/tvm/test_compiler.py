@@ -23,16 +23,17 @@ Model = tuple[onnx.ModelProto, tuple[int, ...]]
 
 def residual_network(b: Any, bits: int, activation_bits: int = 8) -> Model:
     """Stem, residual block with a strided shortcut, pooling, linear layer."""
+    step = SCALE * 255 / (2**activation_bits - 1)
     x = b.quantized("input", 0.02, 128)
     x = b.op("Relu", b.layer("Conv", x, (16, 3, 3, 3), bits, 0.02, pads=[1] * 4))
-    x = b.quantized(x, SCALE, bits=activation_bits)
-    y = b.op("Relu", b.layer("Conv", x, (24, 16, 3, 3), bits, SCALE, pads=[1] * 4, strides=[2, 2]))
-    y = b.quantized(y, SCALE, bits=activation_bits)
-    y = b.quantized(b.layer("Conv", y, (24, 24, 3, 3), bits, SCALE, pads=[1] * 4), SCALE, 110)
-    s = b.quantized(b.layer("Conv", x, (24, 16, 1, 1), bits, SCALE, strides=[2, 2]), SCALE, 120)
-    x = b.quantized(b.op("Relu", b.op("Add", y, s)), SCALE, bits=activation_bits)
+    x = b.quantized(x, step, bits=activation_bits)
+    y = b.op("Relu", b.layer("Conv", x, (24, 16, 3, 3), bits, step, pads=[1] * 4, strides=[2, 2]))
+    y = b.quantized(y, step, bits=activation_bits)
+    y = b.quantized(b.layer("Conv", y, (24, 24, 3, 3), bits, step, pads=[1] * 4), SCALE, 110)
+    s = b.quantized(b.layer("Conv", x, (24, 16, 1, 1), bits, step, strides=[2, 2]), SCALE, 120)
+    x = b.quantized(b.op("Relu", b.op("Add", y, s)), step, bits=activation_bits)
     x = b.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-    x = b.quantized(x, SCALE, bits=activation_bits)
+    x = b.quantized(x, step, bits=activation_bits)
     x = b.quantized(b.op("GlobalAveragePool", x), 0.01)
     x = b.quantized(b.op("Flatten", x), 0.01)
     return b.model((1, 3, 12, 10), b.layer("Gemm", x, (10, 24), bits, 0.01, transB=1)), (
@@ -84,8 +85,12 @@ def test_layers_of_one_input_share_its_widened_copy(
 
 
 @pytest.mark.slow
-def test_activations_of_seven_bits(builder: Any, run_tvm: Any, run_reference: Any) -> None:
-    compare(residual_network(builder, 8, activation_bits=7), run_tvm, run_reference, 5e-3, 0.2)
+@pytest.mark.parametrize("activation_bits", [4, 5, 6, 7])
+def test_activations_of_fewer_bits(
+    builder: Any, activation_bits: int, run_tvm: Any, run_reference: Any
+) -> None:
+    step = 5e-3 * 255 / (2**activation_bits - 1)
+    compare(residual_network(builder, 8, activation_bits), run_tvm, run_reference, step, 0.2)
 
 
 def mixed(b: Any) -> Model:

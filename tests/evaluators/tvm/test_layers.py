@@ -183,9 +183,10 @@ def settings_of(kernels: Any, layer: ConvLayer) -> list[Knobs]:
 
 
 numbers = st.integers(0, 2**32 - 1)
+data_maxima = st.sampled_from([15, 31, 63, 127, 255])
 
 
-@given(sizes=sizes(), bits=st.integers(2, 8), seed=numbers, data_max=st.sampled_from([127, 255]))
+@given(sizes=sizes(), bits=st.integers(2, 8), seed=numbers, data_max=data_maxima)
 @few
 def test_integer_layer(kernels: Any, sizes: Sizes, bits: int, seed: int, data_max: int) -> None:
     rng = np.random.default_rng(seed)
