@@ -276,6 +276,8 @@ class Tile:
         if self.starts_at_bias:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
         lines = [local_buffer("acc", dtype, self.size, lanes)]
+        if self.form.name == "amx":
+            lines = [amx.sums_buffer(self)]
         if self.form.is_neon:
             lines += neon.buffers(self)
         if self.form.name == "rolled":
@@ -474,6 +476,8 @@ class Tile:
         if self.form.is_neon:
             return neon.sums(self, i, j)
         first = f"({i} * {self.knobs.tw} + {j}) * {self.vectors}"
+        if self.form.name == "amx":
+            return f"acc[{first} + {v}]"
         if self.form.name != "wide":
             return f"acc[{first} + {v}, T.ramp(0, 1, {self.lanes})]"
         halves = [f"acc[{first} + {v} * 2 + {half}, T.ramp(0, 1, 8)]" for half in (0, 1)]

@@ -113,7 +113,12 @@ def test_tiles_are_used_and_released() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("profile", "vector", "mask"), [("x86-64-v3", "ymm", "e0"), ("x86-64-v4-vnni", "zmm", "c0")]
+    ("profile", "vector", "mask"),
+    [
+        ("x86-64-v3", "ymm", "e0"),
+        ("x86-64-v4-vnni", "zmm", "c0"),
+        ("x86-64-v4-amx", "zmm", "c0"),
+    ],
 )
 def test_vectors_on_the_stack_are_aligned(
     tmp_path: Path, profile: str, vector: str, mask: str, threads: int
@@ -126,9 +131,10 @@ def test_vectors_on_the_stack_are_aligned(
         command = ["objdump", "--disassemble", "--no-show-raw-insn", str(file)]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for function in re.split(r"(?=push +%rbp)", code):  # the body of a loop has no label
-            if not re.search(r"vp(madd|dp)", function):  # one of TVM's own, or it starts a loop
+            if not re.search(r"vp(madd|dp)|tdp", function):  # one of TVM's own, or it starts a loop
                 continue
-            if re.search(rf"{vector}\d+,-?0x\w+\(%r[sb]p\)", function):
+            place = r"-?0x\w+\(%r[sb]p\)"
+            if re.search(rf"{vector}\d+,{place}|{place},%{vector}", function):
                 found += 1
                 assert re.search(rf"and +\$0xf+{mask},%rsp", function)
     assert found
