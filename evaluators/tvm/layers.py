@@ -206,7 +206,7 @@ class ConvLayer:
         cut = segment(self.weights, self.geometry, knobs.ocb)
         kt = self._steps_at_once(cut.values.shape[-1]) if form.name == "amx" else 0
         packed, steps = pack(cut, replace(form, unroll=kt) if kt else form)
-        prefetches = not (form.is_neon or kt) and packed.nbytes >= _FAR_BYTES
+        prefetches = not form.is_neon and packed.nbytes >= _FAR_BYTES
         kernel = conv_kernel(
             knobs,
             self._stores(knobs),

@@ -31,6 +31,7 @@ from .script import (
     local_buffer,
     nest,
     parallel,
+    prefetch,
     shuffle,
 )
 
@@ -275,9 +276,8 @@ class Tile:
         start = f"T.broadcast(0, {lanes})"
         if self.starts_at_bias:
             start = f"B[T.ramp(ob + v * {lanes}, 1, {lanes})]"
-        lines = [local_buffer("acc", dtype, self.size, lanes)]
-        if self.form.name == "amx":
-            lines = [amx.sums_buffer(self)]
+        is_amx = self.form.name == "amx"
+        lines = [amx.sums_buffer(self) if is_amx else local_buffer("acc", dtype, self.size, lanes)]
         if self.form.is_neon:
             lines += neon.buffers(self)
         if self.form.name == "rolled":
@@ -289,7 +289,7 @@ class Tile:
             *self.accumulate(),
         ]
         first, last = self.each(f"{self.acc} = {start}"), list[str]()
-        if self.form.name == "amx":
+        if is_amx:
             first, last = amx.clear(self), amx.spill(self)
         loop = nest(["for g in range(segments):"], segment)
         return [*lines, *first, *loop, *last, *self._store()]
@@ -307,11 +307,7 @@ class Tile:
             for step in steps
             for at in range(0, size, line)
         ]
-        return [
-            "T.evaluate(T.call_llvm_intrin('void', 'llvm.prefetch', "
-            f"T.address_of({self.weights(place)}), 0, 3, 1))"
-            for place in places
-        ]
+        return [prefetch(self.weights(place)) for place in places]
 
     def accumulate(self) -> list[str]:
         """Lines that add one segment to the sums."""

@@ -109,6 +109,12 @@ def local_buffer(name: str, dtype: str, *shape: int) -> str:
     )
 
 
+def prefetch(place: str) -> str:
+    """Return the line that asks for the cache line of a number, to be read soon."""
+    call = f"'void', 'llvm.prefetch', T.address_of({place}), 0, 3, 1"
+    return f"T.evaluate(T.call_llvm_intrin({call}))"
+
+
 def worth_threads(threads: int, numbers: float) -> int:
     """Return the threads for a kernel: all, or one where starting the others costs more.
 

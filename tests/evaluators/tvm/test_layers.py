@@ -286,7 +286,7 @@ def test_weights_beyond_the_near_caches(kernels: Any, bits: int) -> None:
     else:
         layer, data, reals = case.integer(100, 255)
     for knobs in settings_of(kernels, layer):
-        is_far = not knobs.form.startswith(("neon", "amx"))
+        is_far = not knobs.form.startswith("neon")
         assert layer.call(knobs).kernel.kind.endswith("_prefetch") == is_far
         got = run(kernels, layer, knobs, data)
         if bits == 32:

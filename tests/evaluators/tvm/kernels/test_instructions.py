@@ -131,8 +131,8 @@ def test_vectors_on_the_stack_are_aligned(
         command = ["objdump", "--disassemble", "--no-show-raw-insn", str(file)]
         code = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         for function in re.split(r"(?=push +%rbp)", code):  # the body of a loop has no label
-            if not re.search(r"vp(madd|dp)|tdp", function):  # one of TVM's own, or it starts a loop
-                continue
+            if not re.search(r"vp(madd|dp)|tdp", function):
+                continue  # one of TVM's own, or it starts a loop
             place = r"-?0x\w+\(%r[sb]p\)"
             if re.search(rf"{vector}\d+,{place}|{place},%{vector}", function):
                 found += 1
