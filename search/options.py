@@ -204,8 +204,8 @@ def _checked(
     for bits in widths:
         if bits not in offered and bits not in extra:
             raise SpaceError(
-                f"`{field}` must be among {tuple(offered)} on '{profile}', but layer '{layer}' "
-                f"asks for {bits}. Pick another width, or extend `{field}` in the profile."
+                f"`{field}` must be among {sorted({*offered, *extra})} on '{profile}', but layer "
+                f"'{layer}' asks for {bits}. Pick another width, or extend `{field}` in the profile."
             )
     return tuple(widths)
 
