@@ -205,7 +205,8 @@ def _checked(
         if bits not in offered and bits not in extra:
             raise SpaceError(
                 f"`{field}` must be among {sorted({*offered, *extra})} on '{profile}', but layer "
-                f"'{layer}' asks for {bits}. Pick another width, or extend `{field}` in the profile."
+                f"'{layer}' asks for {bits}. Pick another width, or extend `{field}` in the "
+                "profile."
             )
     return tuple(widths)
 
