@@ -24,6 +24,7 @@ import numpy as np
 from . import amx, epilogue, neon
 from .epilogue import Epilogue
 from .script import (
+    LINE_BYTES,
     Kernel,
     fill_border,
     in_groups,
@@ -109,7 +110,6 @@ FORMS = {
 
 
 _STEPS_AHEAD = 32  # 24 to 48 gave the same
-_LINE_BYTES = 64
 
 X86_FORMS = ("pair1", "pair2", "pair4", "rolled", "wide", "words", "dot", "amx")
 
@@ -301,7 +301,7 @@ class Tile:
         if not self.prefetches:
             return []
         size = self.knobs.ocb * self.form.group
-        line = _LINE_BYTES // np.dtype(self.form.weights).itemsize
+        line = LINE_BYTES // np.dtype(self.form.weights).itemsize
         places = [
             f"({step} + {_STEPS_AHEAD}) * {size} + {at}"
             for step in steps

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 # Numbers behind every image: loads of the last pixel may read, but never use, what is there.
 SLACK = 64
+LINE_BYTES = 64  # of a cache line
 _PARALLEL_NUMBERS = 16_000
 
 Item = TypeVar("Item")
