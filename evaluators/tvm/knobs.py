@@ -36,8 +36,8 @@ def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[K
     Args:
         layer: The layer.
         isa: Kernel family of the device.
-        reads_halves: Whether many float16 weights are read in place, as the profile says. That
-            costs nothing where arithmetic decides, and saves time elsewhere; see `stored`.
+        reads_halves: Whether many float16 weights may be read in place, as the profile says. That
+            saves time where reading them decides, as in linear layers; see `stored`.
     """
     if layer.is_depthwise:
         return depthwise.options(
@@ -49,8 +49,10 @@ def options(layer: ConvLayer, isa: str, *, reads_halves: bool = False) -> list[K
     if isa.startswith("neon") and (found := neon_knobs.options(layer, isa)):
         return found
     if not layer.is_integer:
-        in_place = reads_halves and layer.is_half and layer.weights.size >= _MANY_WEIGHTS
-        return _tiles(layer, "f16" if in_place else "f32", isa)
+        forms = ["f32"]
+        if reads_halves and layer.is_half and layer.weights.size >= _MANY_WEIGHTS:
+            forms.insert(0 if layer.grid == (1, 1) else 1, "f16")  # each weight is used once
+        return [knobs for form in forms for knobs in _tiles(layer, form, isa)]
     if isa == "portable" or isa.startswith("neon"):
         return _tiles(layer, "plain", isa)
     if isa == "avx512amx":

@@ -49,7 +49,6 @@ _STATISTICS_BATCHES = 4  # that batch normalisation of a slice is estimated on
 _POOL_BATCHES = 40  # that samples to compare on are chosen from
 _FITTING_BATCHES, _COMPARED_BATCHES = 8, 2  # chosen to fit last layers on, and to compare on
 _RATIOS = (0.25, 0.5, 0.75, 1.0)  # of pruning alike, to compare the ways on
-_CLEAR_GAIN = math.log(2)  # of the nearer way
 _NO_DISTANCE = 1e-9
 _CHECKED_SAMPLES = 2
 _TOLERANCE = 1e-3  # of the largest output; float32 in another order differs by 1e-6 and less
@@ -317,8 +316,8 @@ class Compressor:
     def _reach_of_rounding(self) -> float:
         """Degree of pruning beyond which no candidate is nearer without training.
 
-        What is pruned alike everywhere tells it, in float: with narrow weights as well, the way
-        that is twice as far there was never the nearer one (ResNet-8 on Fashion-MNIST).
+        It is where both ways are equally near in float, with all groups pruned alike. Narrow
+        weights speak for those that were trained (ResNet-8 on Fashion-MNIST, 49 candidates).
         """
         assert self.shared is not None
         degree, gain = 0.0, 0.0
@@ -330,8 +329,8 @@ class Compressor:
             last = degree, gain
             degree = self.shared.pruning_degree(candidate)
             gain = math.log((rounded + _NO_DISTANCE) / (cut + _NO_DISTANCE))
-            if gain > _CLEAR_GAIN:
-                return float(np.interp(_CLEAR_GAIN, (last[1], gain), (last[0], degree)))
+            if gain > 0.0:
+                return float(np.interp(0.0, (last[1], gain), (last[0], degree)))
         return 1.0
 
     def _distance(self, model: ModelProto) -> float:

@@ -30,6 +30,7 @@ class Row:
         share: What was reached of the machine's limit.
         step: The time over that of the next wider format.
         step_low: The lower end of the 95 % confidence interval of that.
+        step_starts: How many starts of the processes both are of.
         make_s: How long it took to compress the model.
         build_s: How long the first build took.
         warm_s: How long the second one took.
@@ -47,6 +48,7 @@ class Row:
     share: float | None = None
     step: float | None = None
     step_low: float | None = None
+    step_starts: int = 1
     make_s: float | None = None
     build_s: float | None = None
     warm_s: float | None = None
@@ -88,6 +90,11 @@ def means(rows: list[Row]) -> list[Mean]:
     return found
 
 
+def grows(step: float, step_low: float) -> bool:
+    """Say whether the time grows from the next wider format to this one, as far as is certain."""
+    return step > 1 + NOISE and step_low > 1
+
+
 def complaints(rows: list[Row]) -> list[str]:
     """Return what must not be, network by network."""
     found = [
@@ -99,10 +106,10 @@ def complaints(rows: list[Row]) -> list[str]:
         where = f"{network}, threads {threads}, {label}"
         if label in WORST and row.ratio is not None and row.ratio > WORST[label]:
             found.append(f"{where}: {row.ratio:.3f} of the best peer, above {WORST[label]}")
-        if row.step and row.step_low and row.step > 1 + NOISE and row.step_low > 1:
+        if row.step and row.step_low and grows(row.step, row.step_low):
             found.append(
                 f"{where}: {row.step:.3f} of the time of the next wider format, at least "
-                f"{row.step_low:.3f} with 95 % confidence"
+                f"{row.step_low:.3f} with 95 % confidence, over {row.step_starts} starts"
             )
         wide = by_key.get((network, threads, "w7a8"))
         if label == "w4a8" and wide and row.ratio and wide.ratio and row.ratio >= wide.ratio:

@@ -275,3 +275,18 @@ def test_drafts_are_shown_and_may_end_the_work(build: Build, profile: HardwarePr
     with pytest.raises(StoppedEarly):
         compressor.compress(candidate, steps.append, give_up)
     assert "fitting the last layer" not in steps
+
+
+@pytest.mark.parametrize(("ratio", "is_beyond"), [(0.25, False), (0.75, True)])
+def test_much_pruned_candidates_are_made_in_one_way(
+    build: Build, profile: HardwareProfile, ratio: float, is_beyond: bool
+) -> None:
+    shared, model, space, inputs = make(build, profile, "residual")
+    data = Data(inputs, predict(model, inputs).argmax(1))
+    task = Task("test", model, inputs[:1], inputs, data, train=data)
+    compressor = Compressor(task, space, shared=shared)
+    low, high = (shared.pruning_degree(space.uniform(3, pruning_ratio=r)) for r in (0.25, 0.75))
+    vars(compressor)["_reach_of_rounding"] = (low + high) / 2
+    steps: list[str] = []
+    compressor.compress(space.uniform(3, pruning_ratio=ratio), steps.append)
+    assert ("pruning" in steps) != is_beyond
