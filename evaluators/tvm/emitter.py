@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from ...hw_profiles.isa import ISAS
 from .image import Image
 from .kernels.pointwise import (
     concat_kernel,
@@ -31,10 +32,11 @@ class Emitter:
     Args:
         builder: Builds the function.
         threads: Threads of the network.
+        isa: Kernel family of the device.
     """
 
-    def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
-        self.builder, self.threads = builder, threads
+    def __init__(self, builder: relax.BlockBuilder, threads: int, isa: str) -> None:
+        self.builder, self.threads, self._isa = builder, threads, isa
         self.kernels: dict[str, Kernel] = {}
         self._widened: dict[relax.Var, relax.Var] = {}
         self.weights: dict[relax.Var, StoredWeights] = {}  # further parameters of the network
@@ -166,8 +168,15 @@ class Emitter:
     def _from_plain(self, var: Any, output: Image, sink: Sink, *, is_row: bool) -> Image:
         dense = output.c if output.cp == output.c < 8 and not is_row else 0
         threads = worth_threads(self.threads, output.size)
-        kernel = from_nchw_kernel(sink.dtype, threads, dense)
-        values = {**output.as_output(), **sink.parameters(), "c": output.c}
+        register = 0
+        if dense and sink.dtype == "uint8" and self._isa.startswith("avx"):
+            # Four rows are packed at once, and nothing may leave the range of float32.
+            if dense <= 4 and 1e-20 < sink.scale < 1e20:
+                largest = ISAS[self._isa].vector_bits // 32
+                sink, register = sink.within_steps(), largest if output.w >= largest else 8
+        kernel = from_nchw_kernel(sink.dtype, threads, dense, register)
+        inverse = float(np.float32(1) / np.float32(sink.scale))
+        values = {**output.as_output(), **sink.parameters(inverse), "c": output.c}
         if is_row:
             values |= {"n": output.w, "wo": 1, "dns": output.cp}
         size = output.n * output.h * output.w * output.c

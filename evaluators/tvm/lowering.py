@@ -66,7 +66,7 @@ class Lowering:
         self.graph, self.threads, self.isa = graph, profile.threads, profile.isa
         self._profile, self._cache, self._chooser = profile, cache, chooser
         self._builder = relax.BlockBuilder()
-        self.emit = self.emitter(self._builder, profile.threads)
+        self.emit = self.emitter(self._builder, profile.threads, profile.isa)
         self._images: dict[str, Image] = {}
         self._plain: dict[str, Any] = {}
         self._rows: dict[str, Image] = {}

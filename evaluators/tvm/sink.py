@@ -46,6 +46,11 @@ class Sink:
         low, high = (min(max(bound, self.low), self.high) for bound in (low, high))
         return replace(self, low=low, high=high)
 
+    def within_steps(self) -> Sink:
+        """Return the sink with real bounds beyond which nothing else is stored anyway."""
+        low, high = (float(np.float32(self.scale) * np.float32(step)) for step in self.steps)
+        return self.clamped(low, high)
+
     @property
     def accumulates_in_steps(self) -> bool:
         """Whether scaled integer sums come in steps of what is stored, not in real units."""

@@ -30,10 +30,11 @@ class GpuEmitter(Emitter):
     Args:
         builder: Builds the function.
         threads: Threads of the network on the CPU.
+        isa: Kernel family of the device.
     """
 
-    def __init__(self, builder: relax.BlockBuilder, threads: int) -> None:
-        super().__init__(builder, threads)
+    def __init__(self, builder: relax.BlockBuilder, threads: int, isa: str) -> None:
+        super().__init__(builder, threads, isa)
         self._functions: dict[str, Any] = {}
 
     def launch(self, kernel: GpuKernel, arguments: Sequence[Any]) -> Any:

@@ -6,9 +6,9 @@ step, round). Only a product and the sum behind it may be fused by the CPU.
 
 from __future__ import annotations
 
-from . import activation
+from . import activation, x86
 from .activation import activate
-from .script import Kernel, fill_border, local_buffer, nest, parallel
+from .script import Kernel, fill_border, local_buffer, nest, parallel, shuffle
 
 _OUTPUT = ("n", "ho", "wo", "dns", "drs", "dcs", "doff", "db", "zo")
 _CLAMP = ("flo", "fhi", "step", "qlo", "qhi")
@@ -146,48 +146,61 @@ def widen_kernel(threads: int) -> Kernel:
     return Kernel("widen", (("A", "uint8"), ("D", "int16")), ("size",), (), tuple(body))
 
 
-def from_nchw_kernel(output: str, threads: int, dense: int = 0) -> Kernel:
+def from_nchw_kernel(output: str, threads: int, dense: int = 0, register: int = 0) -> Kernel:
     """Return the kernel that turns a float NCHW tensor `A` into an image `D`.
 
-    `c` channels are copied; the channel pitch of the image may be larger.
+    `c` channels are copied; the channel pitch of the image may be larger. `inv` is 1 / `step`.
 
     Args:
         output: dtype of `D`.
         threads: Threads of the network.
         dense: The number of channels where it is small and the pitch of the image as well: rows
             are then read in vectors and their numbers interleaved. 0 serves any number.
+        register: How many numbers a register of x86 holds, 8 or 16, with fused products: for up
+            to 4 dense channels that go to uint8, where `flo` and `fhi` leave nothing to `qlo` and
+            `qhi`. 0 serves any CPU.
     """
     loops = [f"for y in {parallel('ho', threads)}:", "for b in range(n):"]
-    n_singles, vectors = "wo", list[str]()
+    n_singles, vectors, row = "wo", list[str](), register or _ROW
     if dense:
-        n_singles = f"T.if_then_else(wo < {_ROW}, wo, 0)"
-        n_vectors = f"T.if_then_else(wo < {_ROW}, 0, (wo + {_ROW - 1}) // {_ROW})"
-        vectors = nest([f"for t in range({n_vectors}):"], _interleaved(output, dense))
+        n_singles = f"T.if_then_else(wo < {row}, wo, 0)"
+        n_vectors = f"T.if_then_else(wo < {row}, 0, (wo + {row - 1}) // {row})"
+        lines = _interleaved(output, dense, row, is_x86=register > 0)
+        vectors = nest([f"for t in range({n_vectors}):"], lines)
     value = _stored("A[((b * c + k) * ho + y) * wo + x]", output, 1)
     store = f"D[b * dns + y * drs + x * dcs + doff + k] = {value}"
     # Channels outermost reads rows as they lie; the border's channels come in whole pixels of
     # `dcs`.
     singles = nest(["for k in range(c):", f"for x in range({n_singles}):"], [store])
     return Kernel(
-        kind=f"from_nchw{dense or ''}_{output}",
+        kind=f"from_nchw{dense or ''}_{output}{'_x86' * (register > 0)}",
         buffers=(("A", "float32"), ("D", output)),
         ints=(*_OUTPUT, "c"),
-        floats=_CLAMP,
+        floats=(*_CLAMP, *(("inv",) if register else ())),
         body=(*_fill_any(output), *nest(loops, [*vectors, *singles])),
     )
 
 
-_ROW = 16  # numbers of a row that are converted at once
+_ROW = 16  # numbers of a row that any CPU converts at once
 
 
-def _interleaved(output: str, channels: int) -> list[str]:
-    """Lines that convert `_ROW` pixels of `channels` channels; the last ones are moved back."""
-    at = f"T.ramp(((b * {channels} + {{}}) * ho + y) * wo + x, 1, {_ROW})"
-    rows = [_stored(f"A[{at.format(k)}]", output, _ROW) for k in range(channels)]
-    order = ", ".join(str(k * _ROW + i) for i in range(_ROW) for k in range(channels))
-    pixels = rows[0] if channels == 1 else f"T.Shuffle([{', '.join(rows)}], [{order}])"
-    to = f"T.ramp(b * dns + y * drs + x * {channels} + doff, 1, {_ROW * channels})"
-    return [f"x: T.let[T.int32] = T.min(t * {_ROW}, wo - {_ROW})", f"D[{to}] = {pixels}"]
+def _interleaved(output: str, channels: int, row: int, *, is_x86: bool) -> list[str]:
+    """Lines that convert `row` pixels of `channels` channels; the last ones are moved back."""
+    at = f"T.ramp(((b * {channels} + {{}}) * ho + y) * wo + x, 1, {row})"
+    inputs = [f"A[{at.format(k)}]" for k in range(channels)]
+    lines = [f"x: T.let[T.int32] = T.min(t * {row}, wo - {row})"]
+    if is_x86:
+        for k, real in enumerate(inputs):
+            bounded = f"T.max(T.min({real}, T.broadcast(fhi, {row})), T.broadcast(flo, {row}))"
+            lines.append(f"real{k}: T.let[T.float32x{row}] = {bounded}")
+        steps = [x86.quotient(f"real{k}", "step", "inv", row) for k in range(channels)]
+        pixels = x86.interleaved_u8(steps, row)
+    else:
+        rows = [_stored(real, output, row) for real in inputs]
+        order = [k * row + i for i in range(row) for k in range(channels)]
+        pixels = rows[0] if channels == 1 else shuffle(rows, order)
+    to = f"T.ramp(b * dns + y * drs + x * {channels} + doff, 1, {row * channels})"
+    return [*lines, f"D[{to}] = {pixels}"]
 
 
 def _fill_any(output: str) -> list[str]:

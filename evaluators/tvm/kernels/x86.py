@@ -7,7 +7,7 @@ leaves is followed here, so that at most one instruction puts all bytes in their
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .script import intrinsic, shuffle
 
@@ -102,6 +102,59 @@ def store_u8(
         lines.append(f"{output} = {shuffle(['u8'], range(at, at + count))}")
         at += count
     return lines
+
+
+def quotient(name: str, divisor: str, inverse: str, lanes: int) -> str:
+    """Return the expression of a quotient of float32, rounded as a division rounds it.
+
+    It takes three instructions of multipliers, where a division keeps the CPU for up to ten
+    cycles. Nothing may leave the range of float32 on the way, not even below.
+
+    Args:
+        name: Of the vector that is divided.
+        divisor: By what, a number.
+        inverse: The float32 next to 1 / `divisor`.
+        lanes: Length of the vector.
+
+    References:
+        Markstein. Computation of elementary functions on the IBM RISC System/6000 processor.
+        IBM J. Res. Dev. 34 (1990), theorem 8.
+    """
+
+    def fma(*arguments: str) -> str:
+        return intrinsic(f"float32x{lanes}", f"llvm.fma.v{lanes}f32", *arguments)
+
+    inverses = f"T.broadcast({inverse}, {lanes})"
+    near = product(name, inverses, lanes)
+    left = fma(near, f"T.broadcast(T.float32(-1) * {divisor}, {lanes})", name)
+    return fma(left, inverses, near)
+
+
+def interleaved_u8(steps: Sequence[str], size: int) -> str:
+    """Return the expression of up to four vectors rounded to uint8, a number of each in turn.
+
+    Packing leaves four bytes of each vector in every piece of 16 bytes, so they are put in turns
+    within these pieces, and what is left of the pieces is joined.
+
+    Args:
+        steps: The vectors of float32, in output steps, relative to the zero point `zo`; with that
+            within 0..255.
+        size: Their length: what fits a register, 8 or 16.
+    """
+    words = [intrinsic(f"int32x{size}", f"llvm.lrint.v{size}i32.v{size}f32", v) for v in steps]
+    registers = [_Register(text, tuple(range(size))) for text in words]
+    registers += registers[-1:] * (4 - len(registers))
+    zero = f"T.broadcast(T.Cast('int16', zo), {2 * size})"
+    shorts = [replace(r, text=f"{r.text} + {zero}") for r in _packed(registers, _TO_S16, "int16")]
+    (packed,) = _packed(shorts, _TO_U8, "int8")
+    n = len(steps)
+    pieces = range(0, 4 * size, 16)
+    turns = [4 * k + pixel for pixel in range(4) for k in range(n)]
+    turns += [0] * (16 - len(turns))
+    in_turns = shuffle([packed.text], [piece + at for piece in pieces for at in turns])
+    fours = f"T.reinterpret('int32x{size}', {in_turns})"
+    joined = shuffle([fours], [piece // 4 + at for piece in pieces for at in range(n)])
+    return f"T.reinterpret('uint8x{n * size}', {joined})"
 
 
 def _parts(register: _Register, size: int) -> list[_Register]:

@@ -20,6 +20,7 @@ from paredown.evaluators.tvm.kernels.pointwise import (
 )
 from paredown.evaluators.tvm.layers import parameter_arrays
 from paredown.evaluators.tvm.sink import Sink
+from paredown.hw_profiles import ISAS
 
 pytestmark = pytest.mark.slow
 few = settings(max_examples=10, deadline=None, derandomize=True, database=None)
@@ -167,3 +168,46 @@ def test_layouts(
     arguments = [kernels.fill(image, got), *parameter_arrays(back, values)]
     returned = kernels.run(back, arguments, flat).reshape(planes.shape)
     np.testing.assert_array_equal(returned, reals(image, got).transpose(0, 3, 1, 2))
+
+
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 70)),
+    channels=st.integers(1, 4),
+    exponent=st.floats(-19, 19),
+    zero_point=st.integers(0, 255),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+def test_packed_rows_are_rounded_as_divided_ones(
+    kernels: Any,
+    size: tuple[int, int, int],
+    channels: int,
+    exponent: float,
+    zero_point: int,
+    seed: int,
+) -> None:
+    if not kernels.isa.startswith("avx"):
+        pytest.skip("packed with instructions of AVX2 and AVX-512")
+    scale = float(np.float32(10.0**exponent))
+    sink = Sink(1, "uint8", scale, zero_point).within_steps()
+    image = replace(sink.image(*size, channels), cp=channels)
+    rng = np.random.default_rng(seed)
+    shape = (size[0], channels, *size[1:])
+    # Next to where a number of steps is rounded up or down, far outside, and anywhere.
+    ties = (rng.integers(-300, 300, shape) + np.float32(0.5)) * np.float32(scale)
+    for _ in range(3):
+        towards = np.where(rng.integers(2, size=shape), np.inf, -np.inf).astype(np.float32)
+        ties = np.where(rng.integers(2, size=shape), np.nextafter(ties, towards), ties)
+    far = np.float32(3e38) * rng.choice([-1, 1], shape)
+    anywhere = rng.standard_normal(shape) * 100 * scale
+    planes = np.choose(rng.choice(3, shape, p=[0.8, 0.05, 0.15]), [ties, far, anywhere])
+    planes = planes.astype(np.float32)
+    register = ISAS[kernels.isa].vector_bits // 32
+    kernel = from_nchw_kernel("uint8", 1, channels, register)
+    inverse = float(np.float32(1) / np.float32(scale))
+    values = {**image.as_output(), **sink.parameters(inverse), "c": channels}
+    arguments = [planes.reshape(-1), *parameter_arrays(kernel, values)]
+    got = kernels.run(kernel, arguments, image)
+    plain = Sink(1, "uint8", scale, zero_point)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(got, stored(plain, planes.transpose(0, 2, 3, 1)))
