@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,9 @@ def default_cache_folder() -> Path:
         return Path(own) / "kernels"
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "paredown" / "kernels"
+
+
+_parsing = threading.Lock()  # while one thread parses, another may compile, but not parse as well
 
 
 class KernelCache:
@@ -113,7 +117,8 @@ class KernelCache:
 
         symbol = kernel.symbol
         try:
-            function = parse(kernel.text(symbol), aligns_stack=self.arch == "x86_64")
+            with _parsing:
+                function = parse(kernel.text(symbol), aligns_stack=self.arch == "x86_64")
             # The pass that joins buffers forgets what `local_buffer` says of them.
             with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
                 module = self.compile(tvm.IRModule({symbol: function})).mod

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from math import ceil
 from typing import Any
@@ -129,7 +131,9 @@ class KnobChooser:
             self._new = {}
 
     def _time(self, layer: ConvLayer, candidates: list[Knobs]) -> dict[str, Any]:
-        runs = [self._runner(layer, knobs) for knobs in candidates]
+        # To compile takes most of the time, and the interpreter is free meanwhile.
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            runs = list(pool.map(lambda knobs: self._runner(layer, knobs), candidates))
         with OwnCores([lambda: [run() for run in runs]], layer.threads):
             seconds = interleaved_times(runs)
             close = np.flatnonzero(seconds < _CLOSE * seconds.min())
