@@ -53,7 +53,7 @@ class Worker:
 
     The child has its own session, so that Ctrl-C in the terminal does not reach it and the job
     in hand can be finished. It ends with this process, even when this one is killed. It is
-    pinned to `threads` cores, except while it builds. A job that runs out of time or memory, or
+    pinned to `threads` cores. A job that runs out of time or memory, or
     crashes, raises an `EvaluationError` with the reason; the next job gets a new child.
 
     Jobs of one worker run one after the other, from whichever thread they are asked.
