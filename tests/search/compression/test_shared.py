@@ -10,7 +10,7 @@ from paredown.evaluators.accuracy import predict
 from paredown.evaluators.task import Data, Task
 from paredown.hw_profiles.profile import HardwareProfile
 from paredown.search.candidate import Candidate, LayerChoice
-from paredown.search.compression import compressor as compressor_module
+from paredown.search.compression import slices
 from paredown.search.compression.compressor import (
     CompressionSettings,
     Compressor,
@@ -152,7 +152,7 @@ def test_gradients_reach_what_a_slice_uses(build: Build, profile: HardwareProfil
 def test_file_of_a_candidate_computes_what_was_cut(
     build: Build, profile: HardwareProfile, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compressor_module, "find_last_layer", lambda model: None)  # leave it
+    monkeypatch.setattr(slices, "find_last_layer", lambda model: None)  # leave it
     shared, model, space, inputs = make(build, profile, name)
     with torch.no_grad():  # as after training: other weights, and scales that no search finds
         for shift in learned(shared):
@@ -188,7 +188,7 @@ def test_last_layer_is_fitted_to_the_candidate(
     candidate = dataclasses.replace(candidate, layers=(*candidate.layers[:-1], (last, choice)))
     compressor = Compressor(task, space, CompressionSettings(shared_only=True), shared=shared)
     fitted = compressor.compress(candidate).module
-    monkeypatch.setattr(compressor_module, "find_last_layer", lambda model: None)
+    monkeypatch.setattr(slices, "find_last_layer", lambda model: None)
     plain = compressor.compress(candidate).module
     near, far = (distillation_loss(predict(m, inputs), wanted).item() for m in (fitted, plain))
     assert near < 0.9 * far
@@ -286,7 +286,7 @@ def test_much_pruned_candidates_are_made_in_one_way(
     task = Task("test", model, inputs[:1], inputs, data, train=data)
     compressor = Compressor(task, space, shared=shared)
     low, high = (shared.pruning_degree(space.uniform(3, pruning_ratio=r)) for r in (0.25, 0.75))
-    vars(compressor)["_reach_of_rounding"] = (low + high) / 2
+    vars(vars(compressor)["_slices"])["_reach_of_rounding"] = (low + high) / 2
     steps: list[str] = []
     compressor.compress(space.uniform(3, pruning_ratio=ratio), steps.append)
     assert ("pruning" in steps) != is_beyond
