@@ -3,9 +3,10 @@
     python tests/benchmarks/search_study.py --trials 100 --seeds 3 -o search-study.json
 
 runs a study for each sampler and seed, all of them in one storage beside the output: the same
-command goes on after an interruption. Hypervolumes are shares of what lies between the
-uncompressed model and nothing: its size, its latency, a tenth of its accuracy. The curves go to
-the JSON file and, as a page of plots, beside it.
+command goes on after an interruption. Seeds that are in the output file already are not run
+again, so that they may come from several machines, each with all samplers. Hypervolumes are
+shares of what lies between the uncompressed model and nothing: its size, its latency, a tenth of
+its accuracy. The curves go to the JSON file and, as a page of plots, beside it.
 """
 
 from __future__ import annotations
@@ -63,13 +64,16 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> StudyRecord:
     return run_study(make_config(options))
 
 
-def summarize(records: list[StudyRecord]) -> dict[str, Any]:
-    """Return curves and seconds of the studies of one sampler."""
-    return {
-        "hypervolume": [history(record) for record in records],
-        "seconds": [sum(t.seconds or 0.0 for t in record.trials) for record in records],
-        "stopped": [sum(t.state == "stopped early" for t in r.trials) for r in records],
+def add(found: dict[str, list[Any]], record: StudyRecord) -> None:
+    """Append the curve and the seconds of a study to those of the seeds before it."""
+    values = {
+        "hypervolume": [round(share, 6) for share in history(record)],
+        "seconds": round(sum(t.seconds or 0.0 for t in record.trials), 1),
+        "stopped": sum(t.state == "stopped early" for t in record.trials),
+        "cpu": record.profile.target.get("mcpu"),
     }
+    for name, value in values.items():
+        found.setdefault(name, []).append(value)
 
 
 def row(name: str, found: dict[str, Any], n_trials: int) -> str:
@@ -106,14 +110,20 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.samplers.split(";")
     result: dict[str, Any] = {"trials": arguments.trials, "samplers": {}}
+    if arguments.output.exists():
+        result = json.loads(arguments.output.read_text())
+        if result["trials"] != arguments.trials:
+            parser.error(f"{arguments.output} is of studies with {result['trials']} trials")
     headers = "".join(f"{n:>26} trials" for n in CHECKPOINTS if n <= arguments.trials)
     print(f"median [least most] of {arguments.seeds} seeds{headers}   seconds  stopped")
-    records: dict[str, list[StudyRecord]] = {name: [] for name in names}
     for seed in range(arguments.seeds):  # in turns, so that all samplers see the same machine
         for name in names:
-            records[name].append(run(name, seed, arguments))
-            result["samplers"][name] = summarize(records[name])
-            print(row(f"{name}, seed {seed}", summarize(records[name][-1:]), arguments.trials))
+            found = result["samplers"].setdefault(name, {})
+            if seed < len(found.get("hypervolume", ())):
+                continue
+            add(found, run(name, seed, arguments))
+            last = {key: values[-1:] for key, values in found.items()}
+            print(row(f"{name}, seed {seed}", last, arguments.trials), flush=True)
             arguments.output.write_text(json.dumps(result))
     for name in names:
         print(row(name, result["samplers"][name], arguments.trials), flush=True)
