@@ -140,12 +140,14 @@ class PartialAccuracy:
     Attributes:
         n_images: Samples that were run so far.
         accuracy: The metric over them.
-        half_width: Half the confidence interval within which the metric over all samples lies;
-            0 once all of them were run, infinite while nothing can be said.
+        error: Standard deviation of that from the metric over all samples; 0 once all of them
+            were run, infinite while nothing can be said.
+        half_width: Half the confidence interval within which the metric over all samples lies.
     """
 
     n_images: int
     accuracy: float
+    error: float
     half_width: float
 
 
@@ -206,29 +208,32 @@ def evaluate_in_batches(
         if n_done == len(data):
             back = strata.order.argsort()
             value = _judge(torch.cat(outputs)[back], data.targets, metric)
-            yield PartialAccuracy(n_done, value, 0.0)
+            yield PartialAccuracy(n_done, value, 0.0, 0.0)
             return
         parts.append(_judge(outputs[-1], data.targets[rows], metric))
         if metric in _SHARES:
             labels = _SHARES[metric](data.targets[strata.order[:n_done]])
             is_right = (torch.cat(outputs).argmax(dim=1) == labels).double()
             value, error = strata.estimate(is_right.reshape(n_done, -1).mean(dim=1))
-            yield PartialAccuracy(n_done, value, score * error)
+            yield PartialAccuracy(n_done, value, error, score * error)
         else:
             value = _judge(torch.cat(outputs), data.targets[strata.order[:n_done]], metric)
             # Of a finite number of samples, those that are left can change only so much.
             left = math.sqrt(1 - n_done / len(data))
-            yield PartialAccuracy(n_done, value, _mean_half_width(parts, score) * left)
+            n = len(parts)
+            error = left * _mean_error(parts)
+            # Student's t, in its expansion by 1 / (n - 1).
+            t = score * (1 + (score**2 + 1) / (4 * max(1, n - 1)))
+            yield PartialAccuracy(n_done, value, error, t * error)
 
 
-def _mean_half_width(parts: list[float], score: float) -> float:
-    """Return half the interval of a mean of equal parts, from their spread."""
+def _mean_error(parts: list[float]) -> float:
+    """Return the standard error of a mean of equal parts, from their spread."""
     n = len(parts)
     if n < _LEAST_PARTS:
         return math.inf
-    score *= 1 + (score**2 + 1) / (4 * (n - 1))  # Student's t, in its expansion by 1 / (n - 1)
     mean = sum(parts) / n
-    return score * math.sqrt(sum((part - mean) ** 2 for part in parts) / (n - 1) / n)
+    return math.sqrt(sum((part - mean) ** 2 for part in parts) / (n - 1) / n)
 
 
 def _judge(outputs: Tensor, targets: Tensor, metric: Metric) -> float:

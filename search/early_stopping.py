@@ -1,7 +1,7 @@
 """When a candidate is not worth measuring to its end.
 
 Optuna's pruners compare learning curves of one objective. Here each objective becomes known at a
-time of its own: a candidate is given up as soon as even the best that it can still turn out to be
+time of its own, more and more surely: a candidate is given up as soon as it almost certainly
 breaks a constraint, or is dominated by a trial that is complete.
 """
 
@@ -9,22 +9,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from functools import cache
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri
 
-CONFIDENCE = 0.99
-"""Of the interval around an accuracy: a candidate is looked at some forty times, and given up
-wrongly where it is about as good as one that is complete, which costs little."""
-
-LATENCY_DEVIATIONS = 3.0
-"""Of the latency model, below its mean: what a candidate may be expected to reach at best."""
-
-DRAFT_DEVIATIONS = 2.0
-"""Beyond what a model is expected to reach from its draft: the best that it may reach."""
+CERTAINTY = 0.95
+"""From which a candidate is given up. What is given up wrongly is about as good as others that are
+complete: of two studies with 100 trials each (ResNet-8 on Fashion-MNIST, all measured whole, and
+then gone through with a gate) it lost less than 0.1 % of the hypervolume; with 0.98 nothing, for
+3 % of the time."""
 
 _LEAST_DRAFTS, _MOST_DRAFTS = 10, 30  # that something is said from
+_N_DRAWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """What is known of a quantity: a normal distribution."""
+
+    mean: float
+    deviation: float = 0.0
+
+    def __str__(self) -> str:
+        """Write it with its deviation."""
+        spread = f" ± {self.deviation:.2g}" if self.deviation else ""
+        return f"{self.mean:.6g}{spread}"
+
+    def with_evidence(self, other: Belief | None) -> Belief:
+        """Return what is known from two independent sources."""
+        if other is None or other.deviation == inf or self.deviation == 0.0:
+            return self
+        if self.deviation == inf or other.deviation == 0.0:
+            return other
+        own, others = self.deviation**-2, other.deviation**-2
+        mean = (own * self.mean + others * other.mean) / (own + others)
+        return Belief(mean, 1 / sqrt(own + others))
+
+    def chance_above(self, limits: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how likely the quantity is above each of some limits."""
+        if self.deviation == 0.0:
+            return (self.mean > limits).astype(np.float64)
+        if self.deviation == inf:
+            return np.where(np.isinf(limits), 0.0, 0.5)
+        return np.asarray(ndtr((self.mean - limits) / self.deviation))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,49 +67,68 @@ class Gate:
         numbers: Their numbers.
         limits: Costs that may not be exceeded, infinite where there is no constraint.
         higher_is_better: Whether accuracy is negated.
-        latencies_us: Least latency that is expected of the candidate on each device, 0 where
-            nothing is known.
+        latencies_us: What is expected of the candidate on each device; 0 where nothing is known.
     """
 
     costs: NDArray[np.float64]
     numbers: Sequence[int]
     limits: tuple[float, ...] = (inf, inf, inf)
     higher_is_better: bool = True
-    latencies_us: tuple[float, ...] = (0.0,)
+    latencies_us: tuple[Belief, ...] = (Belief(0.0),)
 
     def verdict(
         self,
         size_bytes: float,
-        latencies_us: Sequence[float] | None = None,
-        accuracy: float | None = None,
+        latencies_us: Sequence[Belief] | None = None,
+        accuracy: Belief | None = None,
     ) -> str | None:
         """Say why a candidate need not be measured further, or None if it must be.
 
         Args:
             size_bytes: Its size.
-            latencies_us: Least latencies that it can have; None takes what was expected.
-            accuracy: Best accuracy that it can have; None if nothing is known.
+            latencies_us: Its latencies; None takes what was expected.
+            accuracy: Its accuracy; None if nothing is known.
         """
-        sign = -1.0 if self.higher_is_better else 1.0
-        cost = -inf if accuracy is None else sign * accuracy
         latencies = self.latencies_us if latencies_us is None else latencies_us
-        best = np.array([cost, size_bytes, *latencies])
-        names = ("accuracy", "size", *["latency"] * len(latencies))
-        for name, value, limit in zip(names, best, self.limits, strict=True):
-            if value > limit:
-                return (
-                    f"its {name} is {abs(value):.6g} at best, beyond the bound of {abs(limit):.6g}"
-                )
-        if not len(self.costs):
+        size = Belief(size_bytes)
+        sign = -1.0 if self.higher_is_better else 1.0
+        cost = None if accuracy is None else Belief(sign * accuracy.mean, accuracy.deviation)
+        values = (("accuracy", cost), ("size", size), *(("latency", one) for one in latencies))
+        for (name, known), limit in zip(values, self.limits, strict=True):
+            if known is not None and known.chance_above(np.array(limit)) >= CERTAINTY:
+                shown, bound = (accuracy, sign * limit) if known is cost else (known, limit)
+                return f"its {name} is {shown}, beyond the bound of {bound:.6g}"
+        if cost is None or not len(self.costs):
             return None
-        beaten = (self.costs <= best).all(axis=1) & (self.costs < best).any(axis=1)
-        if not beaten.any():
+        is_smaller = self.costs[:, 1] <= size_bytes
+        costs = self.costs[is_smaller]
+        draws = np.array([known.mean for known in latencies]) + _normal_draws(
+            len(latencies)
+        ) * np.array([known.deviation for known in latencies])
+        # Of each trial, for each draw of the latencies: whether it is as small and as fast.
+        is_faster = (costs[None, :, 2:] <= draws[:, None]).all(axis=2)
+        least = np.where(is_faster, costs[:, 0], inf).min(axis=1, initial=inf)
+        if cost.chance_above(least).mean() < CERTAINTY:
             return None
-        number = self.numbers[int(np.flatnonzero(beaten)[0])]
-        reached = "any" if accuracy is None else f"{accuracy:.4f} at best"
+        alone = is_faster.mean(axis=0) * cost.chance_above(costs[:, 0])
+        number = np.array(self.numbers)[is_smaller][int(alone.argmax())]
+        others = "" if alone.max() >= CERTAINTY else " or another"
         return (
-            f"trial {number} is better in everything (accuracy {reached}, {size_bytes:.0f} bytes)"
+            f"trial {number}{others} is better in everything (accuracy {accuracy}, "
+            f"{size_bytes:.0f} bytes)"
         )
+
+
+@cache
+def _normal_draws(n_quantities: int) -> NDArray[np.float64]:
+    """Return draws of independent standard normal quantities, shape `(n_draws, n_quantities)`.
+
+    Each quantity has all its quantiles, in an order of its own (Latin hypercube).
+    """
+    rng = np.random.default_rng(0)
+    quantiles = ndtri((np.arange(_N_DRAWS) + 0.5) / _N_DRAWS)
+    columns = [rng.permutation(quantiles) for _ in range(n_quantities)]
+    return np.stack(columns, axis=1) if columns else np.zeros((1, 0))
 
 
 class DraftAccuracies:
@@ -98,8 +147,8 @@ class DraftAccuracies:
         """Learn from a model that is done."""
         self._pairs.append((distance, accuracy))
 
-    def predict(self, distance: float) -> tuple[float, float] | None:
-        """Return mean and standard deviation of what is reached; None while little is known."""
+    def predict(self, distance: float) -> Belief | None:
+        """Return what is reached; None while little is known."""
         if len(self._pairs) < _LEAST_DRAFTS:
             return None
         distance = min(distance, max(pair[0] for pair in self._pairs))
@@ -110,7 +159,7 @@ class DraftAccuracies:
         slope = float(places @ accuracies) / spread
         left = accuracies - accuracies.mean() - slope * places
         variance = float(left @ left) / (n - 2) * (1 + 1 / n + here**2 / spread)
-        return float(accuracies.mean() + slope * here), float(np.sqrt(variance))
+        return Belief(float(accuracies.mean() + slope * here), sqrt(variance))
 
 
 class StoppedEarly(Exception):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar
 
 import onnx
 import torch
@@ -25,17 +25,14 @@ from ..evaluators.task import Task
 from ..hw_profiles.profile import HardwareProfile
 from .candidate import Candidate
 from .device_timing import Bench, DeviceLatency, DeviceTiming
-from .early_stopping import (
-    CONFIDENCE,
-    DRAFT_DEVIATIONS,
-    DraftAccuracies,
-    Gate,
-    StoppedEarly,
-)
+from .early_stopping import Belief, DraftAccuracies, Gate, StoppedEarly
 from .knowledge.latency_model import LatencySample
 
 if TYPE_CHECKING:
     from .compression.compressor import CompressedModel, Draft
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _FIRST_LOOK = 1024  # samples that run before a candidate is built
 _N_CHECKED = 4  # samples that run on an emulated device, which takes seconds for each
@@ -115,15 +112,15 @@ class Objective:
             for bench, device in ((worker, profile), *others)
         ]
         self._folder = folder
-        self._sign = 1.0 if task.higher_is_better else -1.0
         self._drafts = DraftAccuracies()
         self._overlaps = bool(_free_cpus(worker))
-        self._executor = ThreadPoolExecutor(
+        self._accuracy_thread = ThreadPoolExecutor(
             1,
             "accuracy",
             initializer=_stay_on,
             initargs=(_free_cpus(worker), torch.get_num_threads()),
         )
+        self._bench_thread = ThreadPoolExecutor(1, "bench")
 
     def __enter__(self) -> Self:
         return self
@@ -134,7 +131,9 @@ class Objective:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        self._accuracy_thread.shutdown(cancel_futures=True)
+        # What it still does is of no use to anyone, and ends as soon as the bench is stopped.
+        self._bench_thread.shutdown(wait=False, cancel_futures=True)
 
     def use_baseline(
         self, model: onnx.ModelProto, latency_us: float | None, *others_us: float | None
@@ -228,12 +227,12 @@ class Objective:
         try:
             return self._measure(candidate, compressed, path, watch, report)
         except StoppedEarly:
-            self._remove(path)
+            self._bench_thread.submit(self._remove, path)  # after what it is still doing
             raise
 
     def _remove(self, model: Path) -> None:
         """Delete a model and what was built from it."""
-        model.unlink()
+        model.unlink(missing_ok=True)
         for device in self._devices:
             device.artifact(model).unlink(missing_ok=True)
 
@@ -249,17 +248,16 @@ class Objective:
         if watch.gate is not None:
             report("accuracy of some samples")
             self._first_look(partial)
-        running = self._executor.submit(_go_on, partial, lambda: watch.is_timed)
+        running = self._accuracy_thread.submit(_go_on, partial, lambda: watch.is_timed)
         try:
             report("compiling")
-            artifacts = [device.build(path) for device in self._devices]
-            if not self._overlaps and not running.done():
-                report("accuracy")
+            artifacts = [self._on_bench(running, device.build, path) for device in self._devices]
+            if not self._overlaps:
+                if not running.done():
+                    report("accuracy")
                 running.result()
-            if running.done():
-                running.result()  # it may have been given up
-            found = self._time(candidate, compressed, path, artifacts, report)
-            watch.latencies_us = _least_latencies(found)
+            found = self._time(candidate, compressed, path, artifacts, running, report)
+            watch.latencies_us = _latencies(found)
             if not running.done():
                 report("accuracy")
             watch.is_timed = True
@@ -269,20 +267,31 @@ class Objective:
             watch.is_timed = True
             wait([running])
             raise
-        assert watch.accuracy is not None
+        assert watch.samples is not None
         if watch.distance is not None:
-            self._drafts.add(watch.distance, watch.accuracy)
-        return replace(found, accuracy=watch.accuracy)
+            self._drafts.add(watch.distance, watch.samples.mean)
+        return replace(found, accuracy=watch.samples.mean)
+
+    def _on_bench(
+        self, running: Future[None], step: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Let the bench do a step; if the accuracy gives the candidate up, do not wait for it.
+
+        It then goes on beside the next candidate's compression, which takes longer.
+        """
+        doing = self._bench_thread.submit(step, *args, **kwargs)
+        both: list[Future[Any]] = [doing, running]
+        wait(both, return_when=FIRST_COMPLETED)
+        if running.done():
+            running.result()
+        return doing.result()
 
     def _look(self, draft: Draft, watch: _Watch) -> None:
         """Give up a candidate whose draft is so bad that the model will not be good enough."""
         watch.size_bytes = draft.size_bytes
-        watch.check()
         watch.distance = draft.distance
-        expected = self._drafts.predict(draft.distance)
-        if expected is not None:
-            watch.accuracy, deviation = expected
-            watch.check(watch.accuracy + self._sign * DRAFT_DEVIATIONS * deviation)
+        watch.draft = self._drafts.predict(draft.distance)
+        watch.check()
 
     def _first_look(self, parts: Iterator[PartialAccuracy]) -> PartialAccuracy:
         """Run some samples, of a small set not more than a tenth."""
@@ -292,16 +301,14 @@ class Objective:
     def _accuracies(self, compressed: CompressedModel, watch: _Watch) -> Iterator[PartialAccuracy]:
         """Yield the accuracy after more and more samples, until it is known or given up."""
         for partial in self._in_batches(compressed.module, watch):
-            watch.accuracy = partial.accuracy
-            watch.check(partial.accuracy + self._sign * partial.half_width)
+            watch.samples = Belief(partial.accuracy, partial.error)
+            watch.check()
             yield partial
 
     def _in_batches(self, module: nn.Module, watch: _Watch) -> Iterator[PartialAccuracy]:
         task = self._task
         strata = None if watch.gate is None else self._strata
-        return evaluate_in_batches(
-            module, task.validation, task.metric, strata=strata, confidence=CONFIDENCE
-        )
+        return evaluate_in_batches(module, task.validation, task.metric, strata=strata)
 
     @cached_property
     def _strata(self) -> Strata:
@@ -316,11 +323,12 @@ class Objective:
         compressed: CompressedModel,
         model: Path,
         artifacts: Sequence[Path],
+        running: Future[None],
         report: Callable[[str], None],
     ) -> Evaluation:
         """Time a candidate on all devices; its accuracy is still to come."""
         first, *others = (
-            self._measure_on(device, artifact, compressed, report)
+            self._measure_on(device, artifact, compressed, running, report)
             for device, artifact in zip(self._devices, artifacts, strict=True)
         )
         return Evaluation(
@@ -332,7 +340,9 @@ class Objective:
             None if first is None else first.latency,
             model,
             artifacts[0],
-            None if first is None else self._devices[0].time_layers(artifacts[0]),
+            None
+            if first is None
+            else self._on_bench(running, self._devices[0].time_layers, artifacts[0]),
             tuple(other for other in others if other is not None),
             tuple(artifacts[1:]),
             compressed.coded_size_bytes,
@@ -343,6 +353,7 @@ class Objective:
         device: DeviceTiming,
         artifact: Path,
         compressed: CompressedModel,
+        running: Future[None],
         report: Callable[[str], None],
     ) -> DeviceLatency | None:
         where = f" on '{device.profile.name}'" if len(self._devices) > 1 else ""
@@ -350,10 +361,12 @@ class Objective:
             report(f"checking outputs{where}")
             inputs = self._task.validation.inputs[:_N_CHECKED]
             expected = predict(compressed.module, inputs)
-            device.check_outputs(artifact, inputs.numpy(), expected.numpy())
+            self._on_bench(
+                running, device.check_outputs, artifact, inputs.numpy(), expected.numpy()
+            )
         elif device.profile.has_latency:
             report(f"measuring{where}")
-        return device.measure(artifact)
+        return self._on_bench(running, device.measure, artifact)
 
     def discard(self, evaluation: Evaluation) -> None:
         """Delete the files of an evaluation, unless later ones are compared with it."""
@@ -371,26 +384,36 @@ class _Watch:
     gate: Gate | None
     size_bytes: int = 0
     distance: float | None = None  # of the draft, if there was one
-    latencies_us: tuple[float, ...] | None = None  # least that they can be
-    accuracy: float | None = None
+    draft: Belief | None = None  # what accuracy that promises
+    samples: Belief | None = None  # accuracy by the samples that were run
+    latencies_us: tuple[Belief, ...] | None = None
     is_timed: bool = False
 
-    def check(self, best_accuracy: float | None = None) -> None:
+    @property
+    def accuracy(self) -> Belief | None:
+        """What is known of the accuracy."""
+        return self.draft if self.samples is None else self.samples.with_evidence(self.draft)
+
+    def check(self) -> None:
         """Raise `StoppedEarly` if the candidate need not be measured further."""
-        if self.gate is None:
+        accuracy, latencies = self.accuracy, self.latencies_us
+        is_done = accuracy is not None and accuracy.deviation == 0.0 and latencies is not None
+        if self.gate is None or is_done:
             return
-        reason = self.gate.verdict(self.size_bytes, self.latencies_us, best_accuracy)
+        reason = self.gate.verdict(self.size_bytes, latencies, accuracy)
         if reason is not None:
-            known = self.latencies_us or (None,) * len(self.gate.latencies_us)
-            raise StoppedEarly(reason, (self.accuracy, float(self.size_bytes), *known))
+            known = [None] * len(self.gate.latencies_us) if latencies is None else (
+                [latency.mean for latency in latencies])  # fmt: skip
+            mean = None if accuracy is None else accuracy.mean
+            raise StoppedEarly(reason, (mean, float(self.size_bytes), *known))
 
 
-def _least_latencies(found: Evaluation) -> tuple[float, ...]:
-    """Return what the latencies can still turn out to be at best: the spread is part of them."""
-    pairs = [(other.latency_us, other.spread_us) for other in found.others]
+def _latencies(found: Evaluation) -> tuple[Belief, ...]:
+    """Return what was measured on each device that has a latency."""
+    latencies = [Belief(other.latency_us, other.spread_us) for other in found.others]
     if found.latency_us is not None:
-        pairs.insert(0, (found.latency_us, found.latency_spread_us or 0.0))
-    return tuple(max(0.0, latency_us - spread_us) for latency_us, spread_us in pairs)
+        latencies.insert(0, Belief(found.latency_us, found.latency_spread_us or 0.0))
+    return tuple(latencies)
 
 
 def _free_cpus(worker: Bench) -> frozenset[int]:

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from ..evaluators.measurement import EvaluationError, Latency
 from ..hw_profiles.errors import ParedownError
 from ..search.candidate import Candidate
-from ..search.early_stopping import LATENCY_DEVIATIONS, Gate, StoppedEarly
+from ..search.early_stopping import Belief, Gate, StoppedEarly
 from ..search.objective import Evaluation
 from ..search.space import SearchSpace
 from .errors import StudyError
@@ -259,9 +259,7 @@ class TrialLoop:
         if not is_compared or candidate in planned_candidates(self._space):
             return None
         n_latencies = record.n_latencies
-        least = (0.0,) * n_latencies
-        if expected:
-            least = tuple(max(0.0, mean - LATENCY_DEVIATIONS * dev) for mean, dev in expected)
+        latencies_us = tuple(Belief(mean, deviation) for mean, deviation in expected)
         bounds = record.bounds
         # A bound on latency is one for the first device.
         limits_us = (bounds.max_latency_us or math.inf, *[math.inf] * n_latencies)[:n_latencies]
@@ -277,7 +275,7 @@ class TrialLoop:
                 *limits_us,
             ),
             higher_is_better=record.higher_is_better,
-            latencies_us=least,
+            latencies_us=latencies_us or (Belief(0.0),) * n_latencies,
         )
 
     def _known(self) -> dict[str, TrialRecord]:

@@ -1,6 +1,7 @@
 """With the real parts, and ONNX Runtime to build and run."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
+from paredown.evaluators.accuracy import predict
 from paredown.evaluators.measurement import EvaluationError
 from paredown.evaluators.task import Data, Task
 from paredown.evaluators.timing import LatencyProtocol
 from paredown.evaluators.worker import Worker
 from paredown.hw_profiles import load_profile
 from paredown.search.compression.compressor import CompressionSettings, Compressor
-from paredown.search.early_stopping import Gate, StoppedEarly
+from paredown.search.early_stopping import Belief, Gate, StoppedEarly
 from paredown.search.objective import Objective
 from paredown.search.space import SearchSpace
 
@@ -158,7 +160,52 @@ def test_a_candidate_is_given_up_before_it_is_built(
     assert size_bytes < baseline.size_bytes / 3
     assert latency_us is None
     assert "compiling" not in steps
-    assert set(tmp_path.iterdir()) == before
+    objective.evaluate(space.uniform(7))  # its files come after those of the first are removed
+    assert not list(tmp_path.glob(f"{space.uniform(8).digest}*"))
+    assert before <= set(tmp_path.iterdir())
+
+
+def test_a_candidate_is_given_up_while_it_is_timed(
+    compressor: Compressor, space: SearchSpace, tmp_path: Path
+) -> None:
+    inputs = torch.randn(4096, 1, 8, 8)
+    outputs = predict(compressor.task.model, inputs)
+    data = Data(inputs, outputs.argmax(dim=1))
+    task = dataclasses.replace(compressor.task, validation=data)
+    profile = load_profile("local")
+    long = LatencyProtocol(goal=1e-9, budget_s=3.0, warm_up_s=0.01)
+    with (
+        Worker(1, preload=(RUNTIME,)) as worker,
+        Objective(task, compressor, worker, RUNTIME, profile, tmp_path, long) as objective,
+    ):
+        objective.evaluate(space.baseline())
+        accuracy = objective.evaluate(space.uniform(4)).accuracy
+        kept = set(tmp_path.iterdir())
+        # So near that all samples are needed to tell.
+        gate = Gate(np.array([[-accuracy - 1e-6, 1.0, 0.0]]), (4,))
+        (tmp_path / f"{space.uniform(4).digest}.onnx").unlink()
+        start = time.perf_counter()
+        with pytest.raises(StoppedEarly, match="trial 4 is better") as info:
+            objective.evaluate(space.uniform(4), gate=gate)
+        assert time.perf_counter() - start < 2.5
+        assert info.value.estimates[0] == accuracy
+        # What was still being timed is out of the way, and its files are gone.
+        found = objective.evaluate(space.uniform(7))
+        assert found.latency is not None
+        left = set(tmp_path.iterdir()) - {found.model, found.artifact}
+        assert {path.stem.partition(".")[0] for path in kept - left} == {space.uniform(4).digest}
+
+
+def test_what_is_known_to_its_end_is_no_longer_given_up(
+    objective: Objective, space: SearchSpace
+) -> None:
+    objective.evaluate(space.baseline())
+    whole = objective.evaluate(space.uniform(8))
+    assert whole.latency_us is not None
+    # It is expected to be fast, and turns out to be slow.
+    best = np.array([[-1.1, 1.0, 0.5 * whole.latency_us]])
+    gate = Gate(best, (4,), latencies_us=(Belief(0.1 * whole.latency_us, 1e-3),))
+    assert objective.evaluate(space.uniform(8), gate=gate).accuracy == whole.accuracy
 
 
 def test_an_open_gate_changes_nothing(objective: Objective, space: SearchSpace) -> None:
