@@ -90,7 +90,7 @@ class TrialLoop:
         objective: Evaluates candidates.
         observer: Told what happens.
         stop: Tells when to end.
-        guide: Leads the sampler, if it is one that can be led.
+        guide: Expects latencies, and leads the sampler if it is one that can be led.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class TrialLoop:
         objective: Evaluator,
         observer: Observer,
         stop: StopSignal,
-        guide: TrialGuide | None = None,
+        guide: TrialGuide,
     ) -> None:
         self._study = study
         self._storage = storage
@@ -165,7 +165,7 @@ class TrialLoop:
 
     def _use_guide(self) -> None:
         """Let the guide learn; what it advises is tried before the sampler is asked."""
-        if self._guide is None or self._record.baseline is None:
+        if self._record.baseline is None:
             return
         if self._guide.is_ready:
             self._guide.learn(self._record)
@@ -201,7 +201,7 @@ class TrialLoop:
         self._n_repeats = 0
         self._observer.trial_started(trial.number, candidate)
         start = time.monotonic()
-        expected = () if self._guide is None else self._guide.predict_latencies_us(candidate)
+        expected = self._guide.predict_latencies_us(candidate)
         try:
             evaluation = self._objective.evaluate(
                 candidate,

@@ -14,6 +14,7 @@ from paredown.search.guided import ESTIMATES_KEY
 from paredown.search.objective import Evaluation
 from paredown.search.space import LayerInfo, PruningGroup, SearchSpace
 from paredown.studies.errors import StudyError
+from paredown.studies.guide import LatencyGuide
 from paredown.studies.observer import Observer, StopSignal
 from paredown.studies.outcomes import mark_interrupted
 from paredown.studies.records import Constraints, StudyRecord, StudySettings, TrialRecord
@@ -107,6 +108,7 @@ class Bench:
             self.evaluator,
             self.observer,
             self.stop,
+            LatencyGuide(self.space),
         )
         loop.run(n_trials, deadline)
         return self.record
@@ -304,9 +306,8 @@ def run_child(url: str, folder: Path, n_trials: int, seed: int) -> None:
     study = load_optuna_study(storage, "digits", optuna.samplers.TPESampler(seed=seed))
     mark_interrupted(study, storage)
     evaluator = TimedEvaluator(folder, pause_s=0.02)
-    loop = TrialLoop(
-        study, storage, read_study(storage, "digits"), SPACE, evaluator, Observer(), StopSignal()
-    )
+    record, guide = read_study(storage, "digits"), LatencyGuide(SPACE)
+    loop = TrialLoop(study, storage, record, SPACE, evaluator, Observer(), StopSignal(), guide)
     loop.run(n_trials, None)
 
 
@@ -379,7 +380,7 @@ def test_samplers_learn_from_stopped_candidates(bench: Bench) -> None:
     accuracy, size_bytes, latency_us = told.values
     assert (accuracy, size_bytes) == (0.5, 1000.0)
     latencies_us = [trial.values[2] for trial in record.complete if not trial.again]
-    assert min(latencies_us) <= latency_us <= max(latencies_us)  # no guide expects another one
+    assert min(latencies_us) <= latency_us <= max(latencies_us)
     assert 5 not in [trial.number for trial in record.front()]
 
 
