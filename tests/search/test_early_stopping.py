@@ -78,7 +78,7 @@ def test_what_is_known_for_certain_decides(seed: int, n_devices: int) -> None:
 def test_what_may_end_up_on_the_front_is_hardly_ever_given_up(n_devices: int) -> None:
     rng = np.random.default_rng(n_devices)
     n_wrong = n_given_up = 0
-    for _ in range(2000):
+    for _ in range(600):
         costs = rng.random((8, 2 + n_devices))
         final = rng.random(2 + n_devices)
         deviations = rng.uniform(0.02, 0.2, 2 + n_devices)
@@ -89,7 +89,7 @@ def test_what_may_end_up_on_the_front_is_hardly_ever_given_up(n_devices: int) ->
         is_dominated = (costs <= final).all(axis=1).any()
         n_given_up += reason is not None
         n_wrong += reason is not None and not is_dominated
-    assert n_given_up > 100
+    assert n_given_up > 30
     assert n_wrong / n_given_up < 0.06
 
 
