@@ -277,7 +277,7 @@ class Objective:
     ) -> T:
         """Let the bench do a step; if the accuracy gives the candidate up, do not wait for it.
 
-        It then goes on beside the next candidate's compression, which takes longer.
+        It then goes on beside the next candidate's compression; the next step waits for it.
         """
         doing = self._bench_thread.submit(step, *args, **kwargs)
         both: list[Future[Any]] = [doing, running]
